@@ -1,0 +1,27 @@
+"""labelwise: train vision models from whatever labels you have."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "annotate": "labelwise.verbs.predict",
+    "catalogue": "labelwise.verbs.catalogue",
+    "compare": "labelwise.verbs.compare",
+    "evaluate": "labelwise.verbs.evaluate",
+    "inspect": "labelwise.verbs.inspect",
+    "load_model": "labelwise.saved",
+    "open": "labelwise.datasets",
+    "predict": "labelwise.verbs.predict",
+    "report": "labelwise.verbs.report",
+    "shapes": "labelwise.verbs.shapes",
+    "train": "labelwise.verbs.train",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'labelwise' has no attribute '{name}'")
+    return getattr(import_module(_PUBLIC[name]), name)

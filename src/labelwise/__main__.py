@@ -1,0 +1,7 @@
+"""`python -m labelwise`."""
+
+import sys
+
+from labelwise.cli import main
+
+sys.exit(main())

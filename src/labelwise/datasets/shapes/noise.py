@@ -1,0 +1,87 @@
+"""Masks as careless annotators draw them: too wide, too narrow, beside the object, not at all, of a wrong class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageFilter
+from torchvision import tv_tensors
+
+from labelwise.datasets.shapes.options import ShapesOptions
+from labelwise.datasets.shapes.scene import CLASSES, class_mask, random_state
+from labelwise.samples import Sample
+
+_NOISE_PURPOSE = 1
+"keeps the draws of the noise apart from those of the scene, so that noise changes no picture"
+
+
+def with_noise(sample: Sample, options: ShapesOptions, split: str, index: int) -> Sample:
+    """Spoil a scene's mask; every other label stays true.
+
+    Each object is spoiled with probability `options.noise_amount`:
+
+    - ``dilated``: grows by 1/32 of the image's size over the background, never over another object;
+    - ``eroded``: loses a rim of 1/48 of the image's size (2 pixels at 96), thin parts vanish;
+    - ``shifted``: lies 1/24 to 1/10 of the image's size beside its place;
+    - ``missing``: is background;
+    - ``wrong_class``: has the right outline and one of the other classes.
+
+    Contours of 255 follow the spoiled outlines, so that they do not give the true ones away.
+
+    Args:
+        sample: what `scene(options, split, index)` returned.
+        options: kind and amount of the noise.
+        split: the scene's split.
+        index: the scene's position in the split.
+    """
+    if options.noise == "none" or sample.instances is None or sample.instance_labels is None:
+        return sample
+    rng = random_state(options, split, index, _NOISE_PURPOSE)
+    instances, labels = sample.instances.numpy(), sample.instance_labels.numpy()
+    spoiled = rng.random(len(labels)) < options.noise_amount
+    if options.noise == "wrong_class":
+        labels = np.where(spoiled, _other_classes(labels, rng), labels)
+    else:
+        instances = _redrawn(instances, spoiled, options, rng)
+    mask = class_mask((instances * np.arange(1, len(labels) + 1)[:, None, None]).max(axis=0, initial=0), labels)
+    return replace(sample, mask=tv_tensors.Mask(torch.from_numpy(mask)))
+
+
+def _other_classes(labels: np.ndarray, rng: Generator) -> np.ndarray:
+    objects = len(CLASSES.objects)
+    return 1 + (labels - 1 + rng.integers(1, objects, len(labels))) % objects
+
+
+def _redrawn(instances: np.ndarray, spoiled: np.ndarray, options: ShapesOptions, rng: Generator) -> np.ndarray:
+    """[N, H, W] bool masks of which the spoiled ones are drawn anew and give way to what the others really cover."""
+    size = options.size
+    drawn = instances.copy()
+    for number in np.flatnonzero(spoiled):
+        drawn[number] = _redraw(instances[number], options.noise, size, rng)
+    keeps = instances if options.noise == "dilated" else instances & ~spoiled[:, None, None]
+    free = ~keeps.any(axis=0)
+    return keeps | (drawn & spoiled[:, None, None] & free)
+
+
+def _redraw(mask: np.ndarray, noise: str, size: int, rng: Generator) -> np.ndarray:
+    if noise == "dilated":
+        return _filtered(mask, ImageFilter.MaxFilter(2 * round(size / 32) + 1))
+    if noise == "eroded":
+        return _filtered(mask, ImageFilter.MinFilter(2 * round(size / 48) + 1))
+    if noise == "shifted":
+        angle, length = rng.uniform(0, 2 * np.pi), size * rng.uniform(1 / 24, 1 / 10)
+        return _moved(mask, round(length * np.sin(angle)), round(length * np.cos(angle)))
+    return np.zeros_like(mask)
+
+
+def _filtered(mask: np.ndarray, filter: ImageFilter.Filter) -> np.ndarray:
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(filter)) > 0
+
+
+def _moved(mask: np.ndarray, down: int, right: int) -> np.ndarray:
+    reach = max(abs(down), abs(right))
+    padded = np.pad(mask, reach)
+    return padded[reach - down : reach - down + mask.shape[0], reach - right : reach - right + mask.shape[1]]

@@ -1,0 +1,1 @@
+"""Pure loss functions that two or more methods share."""

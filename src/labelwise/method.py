@@ -1,0 +1,239 @@
+"""The base of every method: its card, its configuration, its training step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from labelwise.datasets.base import Classes
+from labelwise.errors import UserError
+from labelwise.samples import Batch, Kind, Sample, Views, with_derivable
+
+TASKS = (
+    "semantic segmentation",
+    "detection",
+    "instance segmentation",
+    "classification",
+    "localisation",
+    "pretraining",
+)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method has to be given.
+
+    Attributes:
+        labels: the kinds of label it learns from.
+        unlabeled: it also learns from bare images.
+        ood: it also needs images in which no class occurs.
+    """
+
+    labels: frozenset[Kind]
+    unlabeled: bool = False
+    ood: bool = False
+
+    def fit(self, kinds: Collection[Kind]) -> bool:
+        """Whether a data set with these kinds of label has all that is needed (weaker kinds are derived)."""
+        return self.labels <= with_derivable(kinds)
+
+    def __str__(self) -> str:
+        parts = [str(kind) for kind in sorted(self.labels)] or ["no labels"]
+        if self.unlabeled:
+            parts = [f"few {part}" for part in parts] + ["bare images"]
+        if self.ood:
+            parts.append("images without any class")
+        return " + ".join(parts)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that the paper (or its code) reports; never one of ours."""
+
+    setting: str
+    metric: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The paper's central comparison, as `reproduce` runs it.
+
+    Attributes:
+        text: the claim in one sentence.
+        baseline: the method it is measured against.
+        labels: the label specification of the mini-scale experiment.
+        margin: the least difference, in points of the task's main score, for the claim to hold at mini scale.
+        options: options of the method in the experiment.
+    """
+
+    text: str
+    baseline: str
+    labels: str
+    margin: float = 0.0
+    options: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A method's contract: what it needs and gives, where it was published, what it claims."""
+
+    name: str
+    title: str
+    task: str
+    needs: Needs
+    gives: frozenset[Kind]
+    paper: str
+    year: int
+    idea: str
+    published: tuple[Published, ...] = ()
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The options that every trained method has; each method's own `Config` adds its own."""
+
+    steps: int = 0
+    "optimiser steps; 0 = as many as the epochs say"
+    epochs: float = 80.0
+    "passes over the unlabelled or the labelled images, whichever are more"
+    batch_size: int = 8
+    "images per optimiser step and stream, over all devices together"
+    eval_every: int = 0
+    "steps between evaluations on the val split; 0 = at the end only"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training can have.
+
+        Raises:
+            UserError: names the option.
+        """
+        for name, least in (("steps", 0), ("batch_size", 1), ("eval_every", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+        if not self.steps and self.epochs <= 0:
+            raise UserError(f"--epochs {self.epochs}: must be above 0")
+
+    def total_steps(self, images: int) -> int:
+        """The number of optimiser steps: `steps`, or `epochs` times the whole batches of so many images."""
+        return self.steps or max(1, int(self.epochs * max(1, images // self.batch_size)))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One of the loaders that a training step draws from.
+
+    Attributes:
+        source: which images: those with labels, those without, or images of no class.
+        transform: from the sample as read to its augmented views; called with torch's random state seeded
+            by (seed, stream, draw).
+        share: images of this stream in a step, as a multiple of `batch_size`.
+    """
+
+    source: Literal["labeled", "unlabeled", "ood"]
+    transform: Callable[[Sample], Views]
+    share: float = 1.0
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term became infinite or not a number."""
+
+
+class Method(lightning.LightningModule):
+    """One published paper.
+
+    A subclass gives its `card`, its `Config`, `build_network` (what prediction needs), `build_training` (what only
+    training needs), `streams` and `losses`.
+    """
+
+    card: ClassVar[Card]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    config: MethodConfig
+    network: nn.Module
+    thorough: bool = False
+    "whether a validation also computes the slow scores"
+    results: dict[str, Any]
+    "the scores of the last validation, as `evaluate --json` prints them"
+
+    def __init__(self, config: MethodConfig, classes: Classes, *, training: bool = True) -> None:
+        """Build the networks.
+
+        Args:
+            config: an instance of this method's `Config`.
+            classes: the classes of the data set.
+            training: False builds only what prediction needs and loads no pretrained weights.
+        """
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.total_steps = max(1, config.steps)
+        self.results = {}
+        self.network = self.build_network(pretrained=training)
+        if training:
+            self.build_training()
+
+    @abstractmethod
+    def build_network(self, *, pretrained: bool) -> nn.Module:
+        """The network that is kept after training; its state is what `model.safetensors` holds."""
+
+    def build_training(self) -> None:
+        """Build what only training needs: further networks, teachers, projection heads."""
+
+    @abstractmethod
+    def streams(self) -> dict[str, Stream]:
+        """The streams of a training step; the names are the keyword arguments of `losses`."""
+
+    @abstractmethod
+    def losses(self, *args: Any, **streams: Any) -> dict[str, Tensor]:
+        """The named loss terms of one step, already weighted; their sum is minimised.
+
+        Args:
+            **streams: one `Batch` per stream, by the stream's name.
+        """
+
+    def after_step(self) -> None:
+        """Called after each optimiser step (moving averages of weights, thresholds)."""
+
+    @abstractmethod
+    def predict(self, image: Tensor) -> Tensor:
+        """The task's scores for [B, 3, H, W] uint8 images."""
+
+    @property
+    def progress(self) -> float:
+        """The share of training steps that are done, from 0 to 1."""
+        return self.global_step / self.total_steps
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
+        """Sum and log the loss terms; stop at the first that is not finite."""
+        terms = self.losses(**batch)
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if not bool(torch.isfinite(values).all()):
+            self._refuse(terms, batch)
+        for name, value in zip(terms, values, strict=True):
+            self.log(f"loss/{name}", value)
+        total = torch.stack(list(terms.values())).sum()
+        self.log("loss", total.detach(), prog_bar=True)
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimiser, then let the method update what follows the weights."""
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    def _refuse(self, terms: dict[str, Tensor], batch: dict[str, Batch]) -> None:
+        name, value = next((name, term.item()) for name, term in terms.items() if not torch.isfinite(term).all())
+        rates = sorted({group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups})
+        ids = "; ".join(f"{stream}: {', '.join(part.ids)}" for stream, part in batch.items())
+        raise NonFiniteLoss(
+            f"loss term '{name}' is {value} at step {self.global_step} with learning rate "
+            f"{', '.join(f'{rate:.3g}' for rate in rates)} on images {ids}; "
+            "the last checkpoint is kept: lower the learning rate or look at these images"
+        )

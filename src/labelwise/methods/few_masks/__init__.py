@@ -1,0 +1,1 @@
+"""Methods that learn from a few masks and many bare images."""

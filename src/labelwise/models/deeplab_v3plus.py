@@ -1,0 +1,101 @@
+"""DeepLabv3+: atrous pyramid and a light decoder that brings back detail (Chen et al., ECCV 2018).
+
+The network common to the semi-supervised papers, with ordinary instead of separable convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from labelwise.models.aspp import ASPP, ConcatenatedASPP, initialize_kaiming
+from labelwise.models.backbones import Backbone
+
+Variant = Literal["plain", "concatenated"]
+
+
+def _conv_block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class DeepLabV3Plus(nn.Module):
+    """Backbone, atrous pyramid, decoder and classifier.
+
+    `forward` is `decode(*forward_features(x))`, up-sampled; the parts are separate for methods that perturb features
+    between them or that look at the decoder's feature.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        aspp_channels: int = 256,
+        low_channels: int = 48,
+        rates: Sequence[int] = (6, 12, 18),
+        variant: Variant = "plain",
+    ) -> None:
+        """Build it; the head's weights are random.
+
+        Args:
+            backbone: has a feature at stride 4; its last feature goes into the pyramid.
+            classes: the number of logits per pixel.
+            aspp_channels: width of the pyramid and of the decoder.
+            low_channels: width to which the stride-4 feature is reduced.
+            rates: dilations of the pyramid; (6, 12, 18) belong to output stride 16, (12, 24, 36) to 8.
+            variant: "plain", with torch's default initialisation of the head, or "concatenated", the head of Cross
+                Pseudo Supervision: its own pyramid (`ConcatenatedASPP`), Kaiming normal initialisation (fan in).
+
+        Raises:
+            ValueError: the backbone has no feature at stride 4.
+        """
+        super().__init__()
+        if 4 not in backbone.strides:
+            raise ValueError(f"the backbone has features at strides {backbone.strides}, none at stride 4")
+        # Of several features at stride 4 the last has seen most layers.
+        self._low_index = max(index for index, stride in enumerate(backbone.strides) if stride == 4)
+        pyramid = ConcatenatedASPP if variant == "concatenated" else ASPP
+        self.backbone = backbone
+        self.aspp = pyramid(backbone.channels[-1], aspp_channels, rates)
+        self.low = _conv_block(backbone.channels[self._low_index], low_channels, 1)
+        self.fuse = nn.Sequential(
+            _conv_block(aspp_channels + low_channels, aspp_channels, 3),
+            _conv_block(aspp_channels, aspp_channels, 3),
+        )
+        self.classifier = nn.Conv2d(aspp_channels, classes, 1)
+        if variant == "concatenated":
+            for part in (self.low, self.fuse, self.classifier):
+                initialize_kaiming(part)
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two features that the decoder needs.
+
+        Args:
+            x: [B, 3, H, W] float, normalised as the backbone's weights want it.
+
+        Returns:
+            c1 [B, C1, H/4, W/4] and c4 [B, C4, H/OS, W/OS].
+        """
+        features = self.backbone(x)
+        return features[self._low_index], features[-1]
+
+    def decoder_feature(self, c1: Tensor, c4: Tensor) -> Tensor:
+        """[B, C1, H/4, W/4] and [B, C4, H/OS, W/OS] -> [B, aspp_channels, H/4, W/4], the classifier's input."""
+        high = functional.interpolate(self.aspp(c4), size=c1.shape[2:], mode="bilinear", align_corners=True)
+        return self.fuse(torch.cat([high, self.low(c1)], dim=1))
+
+    def decode(self, c1: Tensor, c4: Tensor) -> Tensor:
+        """[B, C1, H/4, W/4] and [B, C4, H/OS, W/OS] -> logits [B, K, H/4, W/4]."""
+        return self.classifier(self.decoder_feature(c1, c4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] float -> logits [B, K, H, W]."""
+        logits = self.decode(*self.forward_features(x))
+        return functional.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)

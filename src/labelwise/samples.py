@@ -1,0 +1,151 @@
+"""What a sample is: one image and the labels that were read for it; and how samples become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+IGNORE_INDEX = 255
+"""The mask value of pixels that take part in neither loss nor score."""
+
+
+class Kind(StrEnum):
+    """A kind of label that an image can carry."""
+
+    MASKS = "masks"
+    INSTANCES = "instances"
+    BOXES = "boxes"
+    TAGS = "tags"
+    POINTS = "points"
+    CAPTIONS = "captions"
+
+
+DERIVABLE: dict[Kind, frozenset[Kind]] = {
+    Kind.MASKS: frozenset({Kind.TAGS, Kind.POINTS}),
+    Kind.INSTANCES: frozenset({Kind.MASKS, Kind.BOXES, Kind.TAGS, Kind.POINTS}),
+    Kind.BOXES: frozenset({Kind.TAGS}),
+    Kind.TAGS: frozenset(),
+    Kind.POINTS: frozenset({Kind.TAGS}),
+    Kind.CAPTIONS: frozenset(),
+}
+"""The weaker kinds that can be derived from a stronger one."""
+
+
+def with_derivable(kinds: Iterable[Kind]) -> frozenset[Kind]:
+    """The kinds and everything that can be derived from them."""
+    given = frozenset(kinds)
+    return given.union(*(DERIVABLE[kind] for kind in given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image and the labels that were allowed and present; every other field is None.
+
+    Class numbers are positions in the data set's `classes.names`, in masks, boxes, instances and points alike.
+    """
+
+    id: str
+    image: tv_tensors.Image
+    "[3, H, W] uint8, RGB"
+    mask: tv_tensors.Mask | None = None
+    "[H, W] uint8, class numbers, 255 = ignore"
+    instances: tv_tensors.Mask | None = None
+    "[N, H, W] bool, one mask per object"
+    instance_labels: Tensor | None = None
+    "[N] int64"
+    boxes: tv_tensors.BoundingBoxes | None = None
+    "[N, 4] float32 XYXY in pixels, half-open: xmin - 1, ymin - 1, xmax, ymax of the VOC file"
+    box_labels: Tensor | None = None
+    "[N] int64"
+    difficult: Tensor | None = None
+    "[N] bool, boxes that neither reward nor punish in evaluation"
+    tags: Tensor | None = None
+    "[C] uint8 over all classes: 1 present, 0 absent, 255 only difficult objects; the background's entry is 0"
+    points: tv_tensors.KeyPoints | None = None
+    "[P, 2] float32 (x, y) in pixels"
+    point_labels: Tensor | None = None
+    "[P] int64"
+    captions: tuple[str, ...] | None = None
+
+    def transformed(self, transform: Callable[[dict[str, Any]], dict[str, Any]]) -> Sample:
+        """Apply a `torchvision.transforms.v2` transform jointly to the image and every label."""
+        content = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "id"}
+        present = {name: value for name, value in content.items() if value is not None}
+        return replace(self, **transform(present))
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Samples of one stream, after augmentation; what a training step sees.
+
+    Fields that differ in size from image to image (boxes, instances, points) are lists of length B.
+    """
+
+    ids: tuple[str, ...]
+    image: Tensor
+    "[B, 3, H, W] uint8, the weak view"
+    strong: tuple[Tensor, ...] = ()
+    "each [B, 3, H, W] uint8: further views of the same crops with their own photometric changes"
+    padding: Tensor | None = None
+    "[B, H, W] bool, True outside the image"
+    mask: Tensor | None = None
+    "[B, H, W] uint8"
+    tags: Tensor | None = None
+    "[B, C] uint8"
+    boxes: list[Tensor] | None = None
+    box_labels: list[Tensor] | None = None
+    difficult: list[Tensor] | None = None
+    instances: list[Tensor] | None = None
+    instance_labels: list[Tensor] | None = None
+    points: list[Tensor] | None = None
+    point_labels: list[Tensor] | None = None
+    captions: list[tuple[str, ...]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """One augmented sample: its weak view with labels, where it is padding, and its strong views."""
+
+    sample: Sample
+    padding: Tensor | None = None
+    "[H, W] bool"
+    strong: tuple[Tensor, ...] = ()
+
+
+_STACKED = ("mask", "tags")
+_LISTED = ("boxes", "box_labels", "difficult", "instances", "instance_labels", "points", "point_labels", "captions")
+
+
+def collate(views: Sequence[Views]) -> Batch:
+    """Stack augmented samples of equal size into a batch; a label is present when every sample has it."""
+    samples = [view.sample for view in views]
+    stacked: dict[str, Any] = {name: _stack([getattr(sample, name) for sample in samples]) for name in _STACKED}
+    listed: dict[str, Any] = {name: _listed([getattr(sample, name) for sample in samples]) for name in _LISTED}
+    return Batch(
+        ids=tuple(sample.id for sample in samples),
+        image=torch.stack([sample.image.as_subclass(Tensor) for sample in samples]),
+        strong=tuple(torch.stack(view) for view in zip(*(view.strong for view in views), strict=True)),
+        padding=_stack([view.padding for view in views]),
+        **stacked,
+        **listed,
+    )
+
+
+def _stack(values: list[Tensor | None]) -> Tensor | None:
+    present = [value.as_subclass(Tensor) for value in values if value is not None]
+    return torch.stack(present) if len(present) == len(values) else None
+
+
+def _listed(values: list[Any]) -> list[Any] | None:
+    if any(value is None for value in values):
+        return None
+    return [value.as_subclass(Tensor) if isinstance(value, Tensor) else value for value in values]

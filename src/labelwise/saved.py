@@ -1,0 +1,103 @@
+"""A trained model as files: `model.safetensors`, `config.json`, and a model card; nothing in them can run code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from labelwise import methods
+from labelwise.configuration import make_config
+from labelwise.datasets.base import Classes
+from labelwise.errors import UserError
+from labelwise.files import atomic_write
+from labelwise.method import Method
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+
+
+def save_model(method: Method, folder: Path, results: Mapping[str, Any], command: str) -> None:
+    """Write the network that prediction needs, how to rebuild it, and its card.
+
+    Args:
+        method: a trained method.
+        folder: the run's folder.
+        results: the measured scores, for the card.
+        command: the call that made the run, for the card.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.network.state_dict().items()}
+    description = {
+        "labelwise": version("labelwise"),
+        "method": method.card.name,
+        "task": method.card.task,
+        "classes": asdict(method.classes),
+        "options": asdict(method.config),
+    }
+    atomic_write(folder / WEIGHTS, save(state))
+    atomic_write(folder / DESCRIPTION, json.dumps(description, indent=2))
+    atomic_write(folder / "README.md", _card(method, results, command))
+
+
+def load_model(folder: Path) -> Method:
+    """Rebuild a trained method for prediction.
+
+    Raises:
+        UserError: the folder holds no finished run, or its files do not fit together.
+    """
+    description = _description(folder)
+    method_class = methods.load(description["method"])
+    named = description["classes"]
+    colors = named["colors"]
+    classes = Classes(tuple(named["names"]), named["background"], tuple(map(tuple, colors)) if colors else None)
+    method = method_class(make_config(method_class, {}, description["options"]), classes, training=False)
+    try:
+        method.network.load_state_dict(load_file(folder / WEIGHTS))
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder / WEIGHTS}: cannot be loaded ({reason}); train again or restore the file") from None
+    return method.eval()
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder; `labelwise train` makes one")
+    if not path.is_file():
+        raise UserError(f"{folder}: holds no finished run (no {DESCRIPTION}); repeat the call of `labelwise train`")
+    try:
+        description: dict[str, Any] = json.loads(path.read_text())
+        if {"method", "classes", "options"} <= description.keys():
+            return description
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
+        pass
+    raise UserError(f"{path}: is not the description of a labelwise model; restore the file or train again")
+
+
+def _card(method: Method, results: Mapping[str, Any], command: str) -> str:
+    header = {"library_name": "labelwise", "tags": [method.card.task.replace(" ", "-"), method.card.name]}
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        f"# {method.card.title}",
+        "",
+        method.card.idea,
+        "",
+        f"Trained by: `{command}`",
+        "",
+        f"Paper: {method.card.paper}",
+        "",
+        f"Classes: {', '.join(method.classes.names)}",
+        "",
+    ]
+    if "miou" in results:
+        lines += [f"Measured: {results['miou']:.1f} mIoU on {results['images']} images ({results['protocol']}).", ""]
+    lines += ["Load it with `labelwise predict THIS_FOLDER IMAGE --out DIR`.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""Scoring a trained method by its task's protocol, and pictures of its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from PIL import Image
+
+from labelwise.datasets.base import DataSet
+from labelwise.files import atomic_file
+from labelwise.hardware import process_rank
+from labelwise.loaders import evaluation_loader
+from labelwise.method import Method
+from labelwise.reports.pictures import contact_sheet, legend_entries, overlay
+from labelwise.samples import Kind
+
+_PICTURED = 6
+
+
+def score(method: Method, dataset: DataSet, ids: Sequence[str], trainer: lightning.Trainer) -> dict[str, Any]:
+    """Score a method on images with labels; every image counts once, however many processes share the work.
+
+    Returns:
+        What `evaluate --json` prints: for semantic segmentation `miou`, `iou`, `pixel_accuracy`, `boundary_iou`
+        (percent) and `images`.
+    """
+    loader = evaluation_loader(
+        dataset, ids, method.card.gives, rank=process_rank(), world=trainer.world_size, workers=0
+    )
+    method.thorough = True
+    # A training without evaluations of its own has switched validation off.
+    trainer.limit_val_batches = 1.0
+    trainer.validate(method, loader, verbose=False)
+    method.thorough = False
+    return dict(method.results)
+
+
+def write_prediction_sheet(
+    trained: Mapping[str, Method], dataset: DataSet, ids: Sequence[str], path: Path, count: int = _PICTURED
+) -> None:
+    """A sheet of image, truth and each method's prediction for a few images spread over the ids.
+
+    Args:
+        trained: title -> method.
+        dataset: where to read images and masks.
+        ids: images with masks.
+        path: the PNG to write; its folder is made if need be.
+        count: images on the sheet.
+    """
+    classes = dataset.classes
+    chosen = [ids[position] for position in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
+    rows: list[list[Image.Image]] = []
+    shown: list[np.ndarray] = []
+    for id in chosen:
+        sample = dataset.read(id, {Kind.MASKS})
+        assert sample.mask is not None
+        image = sample.image.numpy()
+        masks = [sample.mask.numpy(), *(predicted_mask(method, sample.image) for method in trained.values())]
+        drawn = [overlay(image, mask, classes.palette, background=classes.background) for mask in masks]
+        rows.append([Image.fromarray(image.transpose(1, 2, 0)), *drawn])
+        shown += masks
+    legend = legend_entries(shown, classes.names, classes.palette)
+    sheet = contact_sheet(rows, ["image", "truth", *trained], chosen, legend=legend)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        sheet.save(file, format="PNG")
+
+
+@torch.no_grad()
+def predicted_mask(method: Method, image: torch.Tensor) -> np.ndarray:
+    """The predicted class of every pixel of one [3, H, W] uint8 image, as [H, W] uint8."""
+    method.eval()
+    scores: torch.Tensor = method.predict(image.as_subclass(torch.Tensor)[None].to(method.device))
+    return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()

@@ -1,0 +1,185 @@
+"""What the methods of semantic segmentation share: network, prediction, validation, optimiser and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from labelwise.datasets.base import Classes
+from labelwise.method import Method, MethodConfig
+from labelwise.metrics.boundary import BoundaryIoU
+from labelwise.metrics.segmentation import Scores, SegmentationScores
+from labelwise.models.backbones import create_backbone
+from labelwise.models.deeplab_v3plus import DeepLabV3Plus, Variant
+from labelwise.models.sliding import sliding_window_logits
+from labelwise.samples import Batch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(MethodConfig):
+    """Options of every trained segmenter; the defaults are those of UniMatch's VOC recipe."""
+
+    backbone: str = "resnet50s"
+    "timm name of the backbone, or 'tiny' for a small one of our own that trains on a CPU"
+    backbone_weights: str = "imagenet"
+    "'imagenet' (timm's pretrained weights), 'none', or a safetensors file in timm's naming"
+    output_stride: Literal[8, 16] = 16
+    "input pixels per feature pixel of the backbone's last stage"
+    decoder_channels: int = 256
+    "channels of the atrous pyramid and the decoder"
+    crop: int = 321
+    "side of the square training crops in pixels"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    "sgd has momentum 0.9"
+    learning_rate: float = 0.001
+    "of the backbone at the first step; decays as (1 - t/T)^0.9"
+    head_multiplier: float = 10.0
+    "learning rate of everything but the backbone, as a multiple"
+    weight_decay: float = 1e-4
+    "on convolution and linear weights"
+    decay_norms: bool = True
+    "weight decay on normalisation weights and biases as well"
+    freeze_norms: bool = False
+    "keep the backbone's BatchNorm statistics as they were loaded; wanted for small batches"
+    window: int = 0
+    "side of the sliding window in evaluation, in pixels; 0 = the whole image at once"
+
+
+class SegmentationMethod(Method):
+    """A method that ends in a network from images to one class per pixel."""
+
+    config: SegmentationConfig
+    Config = SegmentationConfig
+
+    def __init__(self, config: SegmentationConfig, classes: Classes, *, training: bool = True) -> None:
+        """See `Method`; also makes the validation scores."""
+        super().__init__(config, classes, training=training)
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.scores = SegmentationScores(classes.names)
+        self.boundary = BoundaryIoU(classes.names)
+
+    def build_network(self, *, pretrained: bool) -> nn.Module:
+        """DeepLabv3+ on the configured backbone."""
+        return self.segmenter(pretrained=pretrained)
+
+    def segmenter(
+        self, *, pretrained: bool, variant: Variant = "plain", multi_grid: tuple[int, ...] | None = None
+    ) -> DeepLabV3Plus:
+        """A new DeepLabv3+ with its own random head.
+
+        Args:
+            pretrained: load the configured backbone weights; False leaves the backbone random.
+            variant: form of the atrous pyramid.
+            multi_grid: dilation of each block in the last stage of a ResNet.
+        """
+        config = self.config
+        weights = config.backbone_weights if pretrained and config.backbone_weights != "none" else None
+        backbone = create_backbone(config.backbone, config.output_stride, weights, multi_grid=multi_grid)
+        rates = (6, 12, 18) if config.output_stride == 16 else (12, 24, 36)
+        return DeepLabV3Plus(
+            backbone,
+            len(self.classes),
+            aspp_channels=config.decoder_channels,
+            low_channels=max(16, config.decoder_channels * 48 // 256),
+            rates=rates,
+            variant=variant,
+        )
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Scale [B, 3, H, W] uint8 images as the ImageNet backbones expect them; float32."""
+        return (image.float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Class scores of whole images.
+
+        Args:
+            image: [B, 3, H, W] uint8.
+
+        Returns:
+            [B, K, H, W] float32 logits.
+        """
+        return self._windowed(self.network, self.normalize(image))
+
+    def _windowed(self, network: nn.Module, image: Tensor) -> Tensor:
+        window = self.config.window
+        if not window:
+            return cast(Tensor, network(image)).float()
+        stride = -(-window * 2 // 3)
+        return sliding_window_logits(network, image, window, stride, border="shift", reduce="logits").float()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score the prediction of one image at its own size."""
+        assert batch.mask is not None
+        prediction = self.predict(batch.image).argmax(1)
+        self.scores.update(prediction, batch.mask)
+        if self.thorough:
+            self.boundary.update(prediction, batch.mask)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU, pixel accuracy and the IoU of each class over the whole split."""
+        scores: Scores = self.scores.compute()
+        self.scores.reset()
+        self.results = {
+            "miou": scores.miou,
+            "iou": scores.iou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "images": scores.images,
+        }
+        if self.thorough:
+            self.results["boundary_iou"] = self.boundary.compute().miou
+            self.boundary.reset()
+        self.log("val/miou", scores.miou, prog_bar=True, rank_zero_only=True)
+        self.log("val/pixel_accuracy", scores.pixel_accuracy, rank_zero_only=True)
+        for name, value in scores.iou.items():
+            if value is not None:
+                self.log(f"val/iou/{name}", value, rank_zero_only=True)
+
+    def train(self, mode: bool = True) -> SegmentationMethod:
+        """Switch between training and evaluation; frozen normalisations stay in evaluation."""
+        super().train(mode)
+        if mode and self.config.freeze_norms:
+            for name, module in self.named_modules():
+                if _in_backbone(name) and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD or AdamW with the polynomial schedule per step, `lr0 * (1 - t/T)^0.9`."""
+        optimizer = self._optimizer(self._parameter_groups())
+        schedule = LambdaLR(optimizer, lambda step: (1 - min(step, self.total_steps) / self.total_steps) ** 0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def _optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
+        if self.config.optimizer == "adamw":
+            return AdamW(groups)
+        return SGD(groups, momentum=0.9)
+
+    def _parameter_groups(self) -> list[dict[str, object]]:
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decays = self.config.decay_norms or parameter.ndim > 1
+                groups.setdefault((_in_backbone(name), decays), []).append(parameter)
+        config = self.config
+        return [
+            {
+                "params": parameters,
+                "lr": config.learning_rate * (1.0 if in_backbone else config.head_multiplier),
+                "weight_decay": config.weight_decay if decays else 0.0,
+            }
+            for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+
+def _in_backbone(name: str) -> bool:
+    return "backbone" in name.split(".")

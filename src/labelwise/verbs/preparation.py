@@ -1,0 +1,165 @@
+"""What several verbs do first: open the data, check what will be read, build the method."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labelwise import datasets, methods
+from labelwise.configuration import load_preset, make_config
+from labelwise.datasets.base import Classes, DataSet
+from labelwise.datasets.index import Index
+from labelwise.errors import BadFile, UserError
+from labelwise.method import Method, MethodConfig
+from labelwise.progress import console, watched
+from labelwise.samples import Kind, Sample, with_derivable
+from labelwise.supervision import Streams, Supervision
+
+
+@dataclass(frozen=True)
+class Material:
+    """The images and labels of one run, checked.
+
+    Attributes:
+        dataset: where to read.
+        sources: ids per stream source.
+        streams: which labels may be read for each training image.
+        validation: ids of the split that is scored.
+        skipped: ids left out because a file of theirs is broken (`skip_broken`).
+    """
+
+    dataset: DataSet
+    sources: Mapping[str, tuple[str, ...]]
+    streams: Streams
+    validation: tuple[str, ...]
+    skipped: tuple[str, ...] = field(default=())
+
+    def read(self, id: str) -> Sample:
+        """Read a training image with the labels that supervision allows."""
+        return self.streams.read(self.dataset, id)
+
+
+def prepare_method(name: str, preset: str | None, options: Mapping[str, Any]) -> tuple[type[Method], MethodConfig]:
+    """A method's class and configuration by name.
+
+    Raises:
+        UserError: unknown method, preset or option, or a wrong value.
+    """
+    method = methods.load(name)
+    return method, make_config(method, load_preset(method, preset), options)
+
+
+def prepare_material(
+    method: type[Method], data: Path, labels: str, split: str, val_split: str, seed: int, skip_broken: bool
+) -> Material:
+    """Open a data set and check every file that a run will read.
+
+    Raises:
+        UserError: the data set does not fit the method or the label specification.
+        BadFile: a file is broken and `skip_broken` is not set.
+    """
+    dataset = datasets.open(data)
+    supervision = Supervision.parse(labels)
+    _require_fit(method, supervision, labels)
+    streams = supervision.streams(dataset, split, seed)
+    validation = _validation_ids(dataset, val_split, method.card.gives)
+    wanted = {id: streams.allowed.get(id, frozenset()) for id in (*streams.labeled, *streams.unlabeled)}
+    wanted |= {id: wanted.get(id, frozenset()) | method.card.gives for id in validation}
+    broken = broken_ids(dataset, wanted, skip_broken)
+    labeled, unlabeled, validation = (
+        tuple(id for id in ids if id not in broken) for ids in (streams.labeled, streams.unlabeled, validation)
+    )
+    if not labeled and method.card.needs.labels:
+        raise UserError(f"--labels {labels}: no usable labelled image is left in split '{split}' of {data}")
+    if method.card.needs.unlabeled and not unlabeled:
+        console.print("every image is labelled: the unlabelled stream draws the same images without their labels")
+        unlabeled = labeled
+    sources = {"labeled": labeled, "unlabeled": unlabeled}
+    return Material(dataset, sources, streams, validation, tuple(sorted(broken)))
+
+
+def broken_ids(dataset: DataSet, wanted: Mapping[str, frozenset[Kind]], skip_broken: bool) -> frozenset[str]:
+    """The images of which a file is broken.
+
+    Raises:
+        BadFile: the first broken file, unless `skip_broken` is set.
+    """
+    index = Index.build(
+        dataset, wanted, cache_folder(dataset.root), progress=lambda ids, total: watched(ids, "checking files", total)
+    )
+    if index.problems and not skip_broken:
+        more = len(index.problems) - 1
+        if more:
+            console.print(f"{more} more broken files; `labelwise inspect {dataset.root}` lists them all")
+        raise BadFile(index.problems[0])
+    for problem in index.problems:
+        console.print(f"[yellow]skipped:[/] {problem}")
+    return frozenset(problem.id for problem in index.problems if problem.id is not None)
+
+
+def cache_folder(root: Path) -> Path:
+    """Where the validated index of a data set is kept: `$LABELWISE_CACHE` or the user's cache folder."""
+    home = os.environ.get("LABELWISE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "labelwise"
+    key = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
+    return Path(home).expanduser() / f"{root.resolve().name}-{key}"
+
+
+def require_same_classes(model: Classes, dataset: DataSet) -> None:
+    """Check that a trained model and a data set speak of the same classes.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    ours, theirs = model.names, dataset.classes.names
+    if ours == theirs:
+        return
+    if len(ours) != len(theirs):
+        raise UserError(f"{dataset.root}: has {len(theirs)} classes, but the model was trained on {len(ours)}")
+    number = next(number for number, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    raise UserError(
+        f"{dataset.root}: class {number} is '{theirs[number]}', but the model was trained with '{ours[number]}'; "
+        "evaluate on a data set with the same class list"
+    )
+
+
+def labelled_ids(dataset: DataSet, split: str, kinds: Collection[Kind]) -> tuple[str, ...]:
+    """The ids of a split that have labels of all these kinds, in order.
+
+    Raises:
+        UserError: there is none.
+    """
+    ids: Sequence[str] = dataset.ids(split)
+    for kind in kinds:
+        have = dataset.having(kind, ids)
+        ids = [id for id in ids if id in have]
+    if not ids:
+        raise UserError(
+            f"{dataset.root}: no image of split '{split}' has {' and '.join(sorted(kinds))}; name another split"
+        )
+    return tuple(ids)
+
+
+def _validation_ids(dataset: DataSet, split: str, kinds: Collection[Kind]) -> tuple[str, ...]:
+    if split not in dataset.splits:
+        console.print(f"[yellow]note:[/] {dataset.root} has no split '{split}': the model will not be scored")
+        return ()
+    return labelled_ids(dataset, split, kinds)
+
+
+def _require_fit(method: type[Method], supervision: Supervision, labels: str) -> None:
+    if not method.card.needs.fit(supervision.kinds):
+        given = ", ".join(sorted(supervision.kinds)) or "nothing"
+        raise UserError(
+            f"--labels {labels}: gives {given}, but '{method.card.name}' needs {method.card.needs}; "
+            f"`labelwise methods --labels {labels}` lists the methods that fit"
+        )
+
+
+def fitting_methods(kinds: Collection[Kind]) -> list[str]:
+    """The names of the methods that can learn from these kinds of label."""
+    given = with_derivable(kinds)
+    return [name for name in methods.METHODS if methods.load(name).card.needs.fit(given)]

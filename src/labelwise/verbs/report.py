@@ -1,0 +1,35 @@
+"""`labelwise report`: the HTML page of runs and comparisons, written anew from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labelwise.errors import UserError
+from labelwise.reports.compare_page import write_compare_report
+from labelwise.reports.run_page import write_run_report
+from labelwise.runs import CONFIG, read_json
+
+
+def report(runs: Sequence[Path]) -> dict[str, Any]:
+    """Write the report page of each folder.
+
+    Args:
+        runs: folders of runs or comparisons.
+
+    Returns:
+        `reports`: the pages.
+
+    Raises:
+        UserError: a folder is neither a run nor a comparison.
+    """
+    return {"reports": [str(_report(Path(folder))) for folder in runs]}
+
+
+def _report(folder: Path) -> Path:
+    if (folder / "comparison.json").is_file():
+        return write_compare_report(folder, read_json(folder / "comparison.json"))
+    if (folder / CONFIG).is_file():
+        return write_run_report(folder)
+    raise UserError(f"{folder}: is neither a run nor a comparison; name a folder that `train` or `compare` wrote")
