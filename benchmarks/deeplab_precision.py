@@ -1,13 +1,16 @@
 """DeepLabv3+ in float32 and bf16 autocast, in both memory layouts: forward and training step.
 
 The defaults for precision and layout per device are chosen from this table. Run with
-`python benchmarks/deeplab_precision.py [--threads 2] [--device cpu] [--network NAME] [--repetitions 5]`.
+`python benchmarks/deeplab_precision.py [--threads 2] [--device cpu] [--network NAME] [--repetitions 3]`; on a busy
+machine with `--threads 1 --processor-time`.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,12 +84,14 @@ class Trial:
             torch.cuda.synchronize(self.image.device)
 
 
-def rows_of(case: Case, device: torch.device, repetitions: int) -> list[list[str]]:
+def rows_of(
+    case: Case, device: torch.device, repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[str]]:
     """A table row per precision and layout."""
     combinations = {f"{precision}, {layout}": (precision, layout) for precision in PRECISIONS for layout in LAYOUTS}
     trials = {name: Trial(case, *combination, device) for name, combination in combinations.items()}
-    forward = medians_ms({name: trial.inference for name, trial in trials.items()}, repetitions)
-    step = medians_ms({name: trial.step for name, trial in trials.items()}, repetitions)
+    forward = medians_ms({name: trial.inference for name, trial in trials.items()}, repetitions, clock)
+    step = medians_ms({name: trial.step for name, trial in trials.items()}, repetitions, clock)
     base = next(iter(trials))
     expected = trials[base].first_logits
     rows = []
@@ -98,21 +103,32 @@ def rows_of(case: Case, device: torch.device, repetitions: int) -> list[list[str
     return rows
 
 
+def described(device: torch.device) -> str:
+    """The device's name and whether it computes in bf16; without, bf16 is emulated and slow."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return f"{platform.machine()} {'with' if native else 'without'} bf16 instructions"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--network", choices=[case.backbone for case in CASES])
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--processor-time", action="store_true", help="count the processor's time, not the wall's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(f"torch {torch.__version__}, {name}, {options.threads} threads, wall time, median of {options.repetitions}")
+    clock = time.process_time if options.processor_time else time.perf_counter
+    kind = "processor" if options.processor_time else "wall"
+    print(f"torch {torch.__version__}, {described(device)}, {options.threads} threads")
+    print(f"{kind} time, median of {options.repetitions}")
     columns = ["precision, layout", "forward, ms", "speed", "training step, ms", "speed", "logits differ by"]
     for case in CASES:
         if options.network in (None, case.backbone):
-            print_table(str(case), columns, rows_of(case, device, options.repetitions))
+            print_table(str(case), columns, rows_of(case, device, options.repetitions, clock))
 
 
 if __name__ == "__main__":

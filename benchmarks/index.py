@@ -61,12 +61,13 @@ def main(count: int) -> None:
             ("torchvision, each epoch", peer),
             ("our parser, each epoch", parse),
             ("cold index (also decodes images)", cold),
-            ("warm index, each start", warm),
+            ("warm start of the index", warm),
             ("boxes from the index, each epoch", epoch),
+            ("a run of 10 epochs, per epoch", warm / 10 + epoch),
         ):
             print(f"{name:32}{seconds:9.4f}{peer / seconds:20.1f}{parse / seconds:19.1f}")
-        if not agree or peer / warm < 20:
-            sys.exit("the index disagrees, or its warm start is less than 20 times faster than parsing")
+        if not agree or peer / (warm / 10 + epoch) < 20:
+            sys.exit("the index disagrees, or a run with a warm index is less than 20 times faster than parsing")
 
 
 def write_files(root: Path, count: int) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from labelwise.datasets.base import voc_palette
+from labelwise.datasets.shapes import ShapesOptions, write_shapes
 
 torch.set_num_threads(1)
 # A shared processor may pause any example, and fixtures that only name a folder are as good in every example.
@@ -89,3 +94,78 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("LABELWISE_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the indices of the tests' data sets out of the user's cache."""
+    os.environ.setdefault("LABELWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve synthetic training images of 48 pixels, and four to score on; read only."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(folder, ShapesOptions(train=12, val=4, size=48))
+    return folder
+
+
+TINY_OPTIONS = {
+    "backbone": "tiny",
+    "backbone_weights": "none",
+    "decoder_channels": 16,
+    "crop": 32,
+    "batch_size": 2,
+    "steps": 4,
+}
+"""The options of a run that takes less than a second."""
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
+    """The folder of a finished run of `supervised` on `shapes_folder`; read only."""
+    from labelwise.hardware import Hardware
+    from labelwise.verbs.train import train
+
+    folder = tmp_path_factory.mktemp("runs") / "supervised"
+    train("supervised", data=shapes_folder, out=folder, hardware=Hardware(workers=0), **TINY_OPTIONS)
+    return folder
+
+
+@dataclass(frozen=True)
+class Called:
+    """How a command ended, and what it wrote to standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON object or list that standard output holds."""
+        return json.loads(self.out)
+
+    @property
+    def message(self) -> str:
+        """The message of a refused call, which is one line and all that was said."""
+        assert self.code == 2, self
+        assert self.out == ""
+        lines = [line for line in self.err.splitlines() if not line.startswith("note: ")]
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Called]:
+    """Run a command in this process, as from a wide terminal."""
+    from labelwise.cli import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: object) -> Called:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Called(code, *capsys.readouterr())
+
+    return run

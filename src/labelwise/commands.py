@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, make_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.table import Table
 
 from labelwise.errors import UserError
-from labelwise.hardware import Hardware
+from labelwise.hardware import Hardware, process_rank
+from labelwise.output import (
+    console,
+    print_card,
+    print_inspection,
+    print_json,
+    print_markdown_table,
+    print_result,
+    print_rows,
+)
 
-console = Console(highlight=False, soft_wrap=True)
 Flat = Parameter(name="*")
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSON object")]
 Flag = Parameter(negative="")
@@ -24,23 +30,32 @@ Flag = Parameter(negative="")
 class Placement:
     """Where to compute, for verbs that only use a trained model."""
 
-    accelerator: str = "auto"
-    "auto, cpu, gpu, mps"
-    devices: int = 1
-    "processes on this machine; any number gives the same result"
-    precision: str = "auto"
-    "auto, 32-true, bf16-mixed, 16-mixed"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    "auto = a GPU where there is one"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    "auto = what was measured to be fastest on this kind of device"
 
     def hardware(self) -> Hardware:
         """The same as `Hardware`."""
-        return Hardware(accelerator=self.accelerator, devices=self.devices, precision=self.precision)  # type: ignore[arg-type]
+        return Hardware(**asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPlacement(Placement):
+    """Where to compute, for verbs that share their work among devices."""
+
+    devices: int = 1
+    "processes on this machine, one device each; any number gives the same result"
 
 
 _PLACEMENT = Placement()
+_SHARED = SharedPlacement()
 _HARDWARE = Hardware()
 
 
-def methods(name: str | None = None, *, labels: str | None = None, task: str | None = None, json: Json = False) -> None:
+def methods(
+    name: str | None = None, /, *, labels: str | None = None, task: str | None = None, json: Json = False
+) -> None:
     """List the methods, or show one method's card.
 
     Parameters
@@ -56,11 +71,13 @@ def methods(name: str | None = None, *, labels: str | None = None, task: str | N
 
     entries = catalogue(name, labels=labels, task=task)
     if json:
-        _print_json(entries)
+        print_json(entries)
+    elif not entries:
+        console.print("no method fits")
     elif name is None:
-        _print_rows([{key: entry[key] for key in ("name", "task", "needs", "gives", "year")} for entry in entries])
+        print_rows([{key: entry[key] for key in ("name", "task", "needs", "gives", "year")} for entry in entries])
     else:
-        _print_card(entries[0])
+        print_card(entries[0])
 
 
 def shapes_command() -> Callable[..., None]:
@@ -69,7 +86,7 @@ def shapes_command() -> Callable[..., None]:
 
     defaults = ShapesOptions()
 
-    def shapes(folder: Path, *, options: Any = defaults, json: Json = False) -> None:
+    def shapes(folder: Path, /, *, options: Any = defaults, json: Json = False) -> None:
         """Write a synthetic data set in VOC layout: masks, instances, boxes, tags, captions, points.
 
         Parameters
@@ -81,7 +98,7 @@ def shapes_command() -> Callable[..., None]:
 
         result = write(folder, options)
         if json:
-            _print_json(result)
+            print_json(result)
         else:
             console.print(f"{result['folder']}: {result['train']} training and {result['val']} validation images")
 
@@ -91,7 +108,7 @@ def shapes_command() -> Callable[..., None]:
     return shapes
 
 
-def inspect(data: Path, *, out: Path | None = None, json: Json = False) -> int:
+def inspect(data: Path, /, *, out: Path | None = None, json: Json = False) -> int:
     """Look at every file of a data set: labels, class balance, broken files, methods that fit.
 
     Exit code 2 if a file is broken.
@@ -107,13 +124,13 @@ def inspect(data: Path, *, out: Path | None = None, json: Json = False) -> int:
 
     summary = look(data, out=out)
     if json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _print_inspection(summary)
+        print_inspection(summary)
     return 2 if summary["problems"] else 0
 
 
-def train(method: str, *, data: Path, labels: str = "masks:all") -> None:
+def train(method: str, /, *, data: Path, labels: str = "masks:all") -> None:
     """Train a method; `labelwise train METHOD --help` shows the method's own options.
 
     Parameters
@@ -148,6 +165,7 @@ def train_command(name: str, words: list[str]) -> Callable[..., None]:
 
     def command(
         method: str,
+        /,
         *,
         data: Path,
         labels: str = "masks:all",
@@ -178,7 +196,8 @@ def train_command(name: str, words: list[str]) -> Callable[..., None]:
             hardware=hardware,
             **chosen,
         )
-        _print_result(result, json)
+        if process_rank() == 0:
+            print_result(result, json)
 
     command.__annotations__ = get_type_hints(command, include_extras=True) | {
         "options": Annotated[options_class, Flat],
@@ -214,11 +233,12 @@ skip_broken
 
 def evaluate(
     run: Path,
+    /,
     *,
     data: Path,
     split: str = "val",
     skip_broken: Annotated[bool, Flag] = False,
-    placement: Annotated[Placement, Flat] = _PLACEMENT,
+    placement: Annotated[SharedPlacement, Flat] = _SHARED,
     json: Json = False,
 ) -> None:
     """Score a trained model by its task's protocol.
@@ -234,16 +254,21 @@ def evaluate(
     skip_broken
         leave out images with broken files, and count them, instead of stopping
     """
-    from labelwise.hardware import process_rank
     from labelwise.verbs.evaluate import evaluate as score
 
     result = score(run, data=data, split=split, skip_broken=skip_broken, hardware=placement.hardware())
     if process_rank() == 0:
-        _print_result(result, json)
+        print_result(result, json)
 
 
 def predict(
-    run: Path, images: list[Path], *, out: Path, placement: Annotated[Placement, Flat] = _PLACEMENT, json: Json = False
+    run: Path,
+    images: list[Path],
+    /,
+    *,
+    out: Path,
+    placement: Annotated[Placement, Flat] = _PLACEMENT,
+    json: Json = False,
 ) -> None:
     """Predict images: one palette PNG and one overlay each.
 
@@ -260,13 +285,14 @@ def predict(
 
     result = write(run, images, out=out, hardware=placement.hardware())
     if json:
-        _print_json(result)
+        print_json(result)
     else:
         console.print(f"{len(result['images'])} images predicted into {out}")
 
 
 def annotate(
     run: Path,
+    /,
     *,
     data: Path,
     out: Path,
@@ -294,13 +320,14 @@ def annotate(
 
     result = write(run, data=data, out=out, split=split, skip_broken=skip_broken, hardware=placement.hardware())
     if json:
-        _print_json(result)
+        print_json(result)
     else:
         console.print(f"{result['images']} images with predicted masks in {out}")
 
 
 def compare(
     names: Annotated[list[str], Parameter(name="METHOD")],
+    /,
     *,
     data: Path,
     labels: list[str] | None = None,
@@ -339,15 +366,9 @@ def compare(
     option
         NAME=VALUE for every method that has this option, or METHOD.NAME=VALUE for one; may be given several times
     """
-    import yaml
-
-    from labelwise.reports.compare_page import comparison_table
+    from labelwise.reports.compare_page import comparison_markdown
     from labelwise.verbs.compare import compare as run
 
-    pairs = [pair.partition("=") for pair in option or []]
-    bad = next(("".join(pair) for pair in pairs if not pair[1]), None)
-    if bad is not None:
-        raise UserError(f"--option {bad}: must be NAME=VALUE")
     comparison = run(
         names,
         data=data,
@@ -358,17 +379,17 @@ def compare(
         split=split,
         val_split=val_split,
         skip_broken=skip_broken,
-        options={name.replace("-", "_"): yaml.safe_load(value) for name, _, value in pairs},
+        options=_parsed_options(option or []),
         hardware=hardware,
     )
     if json:
-        _print_json(comparison)
+        print_json(comparison)
     else:
-        _print_rows(comparison_table(comparison))
+        print_markdown_table(comparison_markdown(comparison))
         console.print(f"report with pictures: {comparison['report']}")
 
 
-def report(runs: list[Path], *, json: Json = False) -> None:
+def report(runs: list[Path], /, *, json: Json = False) -> None:
     """Write the HTML page of runs and comparisons anew.
 
     Parameters
@@ -380,7 +401,7 @@ def report(runs: list[Path], *, json: Json = False) -> None:
 
     result = write(runs)
     if json:
-        _print_json(result)
+        print_json(result)
     else:
         for page in result["reports"]:
             console.print(page)
@@ -397,65 +418,29 @@ def _with_defaults(options: type[Any], values: Mapping[str, Any]) -> type[Any]:
 
 
 def _value_of(option: str, words: list[str]) -> str | None:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for place, word in enumerate(words):
         if word == option:
-            return following
+            return next(iter(words[place + 1 :]), None)
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return None
 
 
-def _print_json(content: Any) -> None:
-    import json
+def _parsed_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """The values of NAME=VALUE pairs, each in the type that YAML gives it.
 
-    console.out(json.dumps(content, indent=2))
+    Raises:
+        UserError: a pair is not of this form.
+    """
+    import yaml
 
-
-def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(result)
-        return
-    scores = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    _print_rows(
-        [{"": key, "value": f"{value:.2f}" if isinstance(value, float) else value} for key, value in scores.items()]
-    )
-    if "iou" in result:
-        rows = [
-            {"class": name, "IoU": "absent" if iou is None else f"{iou:.1f}"} for name, iou in result["iou"].items()
-        ]
-        _print_rows(rows)
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in rows[0] if rows else []:
-        table.add_column(str(name), overflow="fold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console.print(table)
-
-
-def _print_card(card: dict[str, Any]) -> None:
-    console.print(f"[bold]{card['name']}[/]: {card['title']} ({card['year']})\n{card['idea']}\n")
-    _print_rows([{"": key, "value": card[key]} for key in ("task", "needs", "gives", "paper", "claim", "command")])
-    if card["published"]:
-        console.print("\npublished, not measured here:")
-        _print_rows(card["published"])
-
-
-def _print_inspection(summary: dict[str, Any]) -> None:
-    console.print(f"{summary['data']}: {summary['layout']} layout, {len(summary['classes'])} classes\n")
-    splits = summary["splits"]
-    _print_rows([{"split": split, "images": count} | _kinds_of(split, summary) for split, count in splits.items()])
-    console.print()
-    _print_rows([{"class": name, **numbers} for name, numbers in summary["balance"].items()])
-    fitting = [method["name"] for method in summary["methods"] if method["fits"]]
-    console.print(f"\nmethods that fit: {', '.join(fitting) or 'none'}")
-    for problem in summary["problems"]:
-        console.print(f"[red]broken:[/] {problem['path']}: {problem['reason']}; {problem['mend']}")
-    if "page" in summary:
-        console.print(f"pictures: {summary['page']}")
-
-
-def _kinds_of(split: str, summary: dict[str, Any]) -> dict[str, int]:
-    return {kind: counts[split] for kind, counts in summary["kinds"].items()}
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--option {pair}: must be NAME=VALUE, such as crop=64 or cps.cutmix=false")
+        try:
+            options[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--option {pair}: '{value}' is not a value; write a number, a word or [a, list]") from None
+    return options

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
@@ -14,6 +16,8 @@ import yaml
 from labelwise.errors import UserError, did_you_mean
 from labelwise.method import Method, MethodConfig
 from labelwise.runs import read_yaml
+
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def make_config(method: type[Method], preset: Mapping[str, Any], options: Mapping[str, Any]) -> MethodConfig:
@@ -26,7 +30,7 @@ def make_config(method: type[Method], preset: Mapping[str, Any], options: Mappin
     values: dict[str, Any] = {}
     for name, value in {**preset, **options}.items():
         if name not in hints:
-            raise UserError(f"method '{method.card.name}' has no option '{name}'{did_you_mean(name, hints)}")
+            raise UserError(f"method '{method.card.name}' has no option '{name}'{did_you_mean(str(name), hints)}")
         values[name] = _converted(name, value, hints[name])
     return method.Config(**values)
 
@@ -35,7 +39,7 @@ def load_preset(method: type[Method], preset: str | None) -> dict[str, Any]:
     """The options of a shipped preset (`mini`, `small`, `paper`) or of a YAML file, such as a run's `config.yaml`.
 
     Raises:
-        UserError: no such preset or file, or the file belongs to another method.
+        UserError: no such preset or file, or the file belongs to another method or holds a wrong option.
     """
     if preset is None:
         return {}
@@ -50,7 +54,13 @@ def load_preset(method: type[Method], preset: str | None) -> dict[str, Any]:
     content = read_yaml(Path(preset))
     if content.get("method", method.card.name) != method.card.name:
         raise UserError(f"--preset {preset}: belongs to method '{content['method']}', not '{method.card.name}'")
-    options: dict[str, Any] = content.get("options", content)
+    options = content.get("options", content)
+    if not isinstance(options, dict):
+        raise UserError(f"--preset {preset}: its 'options' must hold `name: value` lines")
+    try:
+        make_config(method, options, {})
+    except UserError as error:
+        raise UserError(f"--preset {preset}: {error}") from None
     return options
 
 
@@ -80,14 +90,21 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
             return None
         return _converted(name, value, next(kind for kind in get_args(hint) if kind is not type(None)))
     if origin is tuple:
-        kind = get_args(hint)[0]
-        return tuple(_converted(name, part, kind) for part in (value if isinstance(value, list | tuple) else [value]))
+        return _converted_tuple(name, value, get_args(hint))
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-4 as text.
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag} {value}: must be finite")
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{flag} {value}: must be {'a number' if hint is float else f'of type {hint.__name__}'}")
+    raise UserError(f"{flag} {value}: must be {_TYPES.get(hint, hint)}")
+
+
+def _converted_tuple(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    parts = value if isinstance(value, list | tuple) else [value]
+    kinds = kinds[:1] * len(parts) if kinds[-1] is Ellipsis else kinds
+    if len(parts) != len(kinds):
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be {len(kinds)} values")
+    return tuple(_converted(name, part, kind) for part, kind in zip(parts, kinds, strict=True))

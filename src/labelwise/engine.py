@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from labelwise.checkpoints import (
@@ -22,6 +26,7 @@ from labelwise.checkpoints import (
     Checkpoints,
     SharedBuffers,
     StepRandomness,
+    StopSignals,
     newest_intact,
     step_of,
 )
@@ -43,26 +48,35 @@ from labelwise.samples import Sample
 def build_trainer(
     hardware: Hardware, *, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = (), **options: Any
 ) -> lightning.Trainer:
-    """A trainer with our defaults: no padding samplers, no sanity check, atomic checkpoints."""
+    """A trainer with our defaults: no padding samplers, no sanity check, atomic checkpoints.
+
+    Raises:
+        UserError: this machine cannot do what is asked of it.
+    """
     _quiet_lightning()
-    return lightning.Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        num_nodes=hardware.nodes,
-        strategy=_strategy(hardware),
-        precision=hardware.resolved_precision(),  # type: ignore[arg-type]
-        deterministic=hardware.deterministic or None,
-        sync_batchnorm=hardware.on_gpu and hardware.world > 1,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=list(callbacks),
-        logger=list(loggers) or False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        **options,
-    )
+    if process_rank() != 0:
+        _end_with_parent()
+    try:
+        return lightning.Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.nodes,
+            strategy=_strategy(hardware),
+            precision=hardware.resolved_precision(),  # type: ignore[arg-type]
+            deterministic=hardware.deterministic or None,
+            sync_batchnorm=hardware.on_gpu and hardware.world > 1,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=list(callbacks) or [StopSignals()],
+            logger=list(loggers) or False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UserError(f"{hardware.described()}: not possible here: {' '.join(str(error).split())}") from error
 
 
 def _quiet_lightning() -> None:
@@ -75,8 +89,22 @@ def _quiet_lightning() -> None:
         ".*LeafSpec",
         ".*`max_epochs`",
         ".*before the epoch ended",
+        ".*in eval mode at the start of training",
+        ".*`broadcast_buffers` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=text)
+
+
+def _end_with_parent() -> None:
+    """End this helper process with the one that started it; it would wait half an hour for a killed one."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _strategy(hardware: Hardware) -> str | Strategy:
@@ -116,16 +144,11 @@ class Training:
         checkpoint = newest_intact(self.folder / "checkpoints", console)
         resumed_at = step_of(checkpoint) if checkpoint else 0
         self.method.total_steps = total = self._total_steps()
-        every = hardware.checkpoint_every or min(500, max(20, total // 20))
+        metrics = MetricsCsv(self.folder / "metrics.csv", max(1, total // 200), resumed_at)
         trainer = build_trainer(
             hardware,
-            callbacks=[
-                StepRandomness(self.seed, hardware.accumulate),
-                SharedBuffers(),
-                TrainingProgress(self.method.card.name),
-                Checkpoints(self.folder / "checkpoints", every),
-            ],
-            loggers=[MetricsCsv(self.folder / "metrics.csv", resumed_at), *_tensorboard(self.folder)],
+            callbacks=self._callbacks(metrics, total),
+            loggers=_tensorboard(self.folder),
             max_steps=total,
             max_epochs=-1,
             accumulate_grad_batches=hardware.accumulate,
@@ -133,20 +156,39 @@ class Training:
             val_check_interval=config.eval_every * hardware.accumulate or None,
             check_val_every_n_epoch=None if config.eval_every else 1,
             limit_val_batches=None if config.eval_every else 0,
+            # Evaluations before, within and after the training add to the same tensors of the metrics.
+            inference_mode=False,
         )
+        loaders, validation = self._loaders(resumed_at, total), self._validation_loader()
         if hardware.on_gpu:
             self.method.to(memory_format=torch.channels_last)
         if hardware.compile:
-            _compile(self.method)
-        loaders = self._loaders(resumed_at, total)
-        if resumed_at < total:
-            if resumed_at:
-                console.print(f"continuing at step {resumed_at} of {total}")
-            trainer.fit(self.method, loaders, self._validation_loader(), ckpt_path=checkpoint, weights_only=True)
-        elif checkpoint:
-            state = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
-            self.method.load_state_dict(state)
+            _compile(self.method, hardware)
+        if checkpoint:
+            console.print(f"continuing at step {resumed_at} of {total}")
+            due = config.eval_every and resumed_at % config.eval_every == 0 and resumed_at < total
+            if due and self.validation and not metrics.has_evaluation(resumed_at):
+                # The run was cut between this checkpoint and the evaluation that follows it.
+                trainer.validate(self.method, validation, checkpoint, verbose=False, weights_only=True)
+        self.method.train()
+        trainer.fit(self.method, loaders, validation, ckpt_path=checkpoint, weights_only=True)
         return trainer
+
+    def _callbacks(self, metrics: MetricsCsv, total: int) -> list[Callback]:
+        hardware, signals = self.hardware, StopSignals()
+        every = [hardware.checkpoint_every or min(500, max(20, total // 20))]
+        if self.method.config.eval_every:
+            # An evaluation may be stopped at any image, so the step before it has to be on disk.
+            every.append(self.method.config.eval_every)
+        return [
+            signals,
+            StepRandomness(self.seed, hardware.accumulate),
+            SharedBuffers(),
+            TrainingProgress(self.method.card.name),
+            metrics,
+            # The last, so that a checkpoint's step is in `metrics.csv`.
+            Checkpoints(self.folder / "checkpoints", every, signals),
+        ]
 
     def _validation_loader(self) -> DataLoader[Any]:
         return evaluation_loader(
@@ -198,16 +240,16 @@ def _tensorboard(folder: Path) -> list[Logger]:
         return []
 
 
-def _compile(method: Method) -> None:
+def _compile(method: Method, hardware: Hardware) -> None:
     """Compile the network in place and try it once; an unsupported machine keeps the plain network."""
     crop = getattr(method.config, "crop", 64)
+    device = "cuda" if hardware.on_gpu else "cpu"
     method.network.compile()
     try:
         with torch.no_grad():
-            method.network.eval()(torch.zeros(1, 3, crop, crop))
+            method.network.eval().to(device)(torch.zeros(1, 3, crop, crop, device=device))
     except Exception as error:
         method.network._compiled_call_impl = None
         console.print(
             f"[yellow]warning:[/] torch.compile does not work here ({str(error).splitlines()[0]}); going on without"
         )
-    method.network.train()

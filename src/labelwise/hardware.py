@@ -6,6 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from labelwise.errors import UserError
+
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
@@ -32,6 +36,18 @@ class Hardware:
     checkpoint_every: int = 0
     "optimiser steps between checkpoints; 0 = a twentieth of the run, at most 500"
 
+    def __post_init__(self) -> None:
+        """Refuse what no machine has.
+
+        Raises:
+            UserError: names the option.
+        """
+        if self.accelerator not in _ACCELERATORS:
+            raise UserError(f"--accelerator {self.accelerator}: must be one of {', '.join(_ACCELERATORS)}")
+        for name, least in (("devices", 1), ("nodes", 1), ("workers", -1), ("accumulate", 1), ("checkpoint_every", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+
     @property
     def world(self) -> int:
         """Processes over all machines."""
@@ -54,6 +70,12 @@ class Hardware:
             return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
         return "32-true"
 
+    def described(self) -> str:
+        """The options of the machine that were asked for, as on the command line."""
+        names = ("accelerator", "devices", "nodes", "strategy", "precision")
+        asked = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Hardware, name)}
+        return " ".join(f"--{name} {value}" for name, value in asked.items()) or "--accelerator auto"
+
     def loader_workers(self) -> int:
         """The number of loader processes per stream."""
         return min(8, (os.cpu_count() or 1) // 2) if self.workers < 0 else self.workers
@@ -61,5 +83,7 @@ class Hardware:
 
 def process_rank() -> int:
     """This process's number among those of a distributed run; 0 outside one."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    # torchrun sets RANK, Lightning's own launcher LOCAL_RANK, which has to win over the number of a SLURM task in
+    # which it was started.
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from labelwise.datasets.base import DataSet
+from labelwise.errors import UserError
 from labelwise.method import Stream
 from labelwise.samples import Batch, Kind, Sample, Views, collate
 
@@ -45,7 +47,8 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        """The whole plan's length: Lightning counts a resumed run's batches from the beginning of the plan."""
+        return self.stop
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: Sequence[int] = ()
@@ -127,14 +130,20 @@ def training_loader(images: StreamSet, batches: EndlessBatches, workers: int) ->
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_start_worker,
     )
 
 
 def evaluation_loader(
     dataset: DataSet, ids: Sequence[str], kinds: frozenset[Kind], *, rank: int = 0, world: int = 1, workers: int = 0
 ) -> DataLoader[Any]:
-    """The loader of an evaluation: one image at a time, at its own size."""
+    """The loader of an evaluation: one image at a time, at its own size.
+
+    Raises:
+        UserError: fewer images than devices; a device without any would not take part in the common score.
+    """
+    if 0 < len(ids) < world:
+        raise UserError(f"--devices: {world} devices cannot share {len(ids)} images to score; take at most {len(ids)}")
     images = EvaluationSet(dataset, ids, kinds)
     return DataLoader(
         images,
@@ -149,5 +158,9 @@ def _collate_whole(samples: list[Sample]) -> Batch:
     return collate([Views(sample=sample) for sample in samples])
 
 
-def _one_thread(_: Any) -> None:
+def _start_worker(_: Any) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group, but the step under way still needs its batch; workers end
+    # with their loader.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)

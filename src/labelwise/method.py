@@ -196,6 +196,7 @@ class Method(lightning.LightningModule):
         """The named loss terms of one step, already weighted; their sum is minimised.
 
         Args:
+            *args: nothing; methods name their streams as parameters.
             **streams: one `Batch` per stream, by the stream's name.
         """
 
@@ -215,8 +216,7 @@ class Method(lightning.LightningModule):
         """Sum and log the loss terms; stop at the first that is not finite."""
         terms = self.losses(**batch)
         values = torch.stack([term.detach().float() for term in terms.values()])
-        if not bool(torch.isfinite(values).all()):
-            self._refuse(terms, batch)
+        self._require_finite(dict(zip(terms, values, strict=True)), batch)
         for name, value in zip(terms, values, strict=True):
             self.log(f"loss/{name}", value)
         total = torch.stack(list(terms.values())).sum()
@@ -228,12 +228,29 @@ class Method(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.after_step()
 
-    def _refuse(self, terms: dict[str, Tensor], batch: dict[str, Batch]) -> None:
-        name, value = next((name, term.item()) for name, term in terms.items() if not torch.isfinite(term).all())
+    def _require_finite(self, terms: dict[str, Tensor], batch: dict[str, Batch]) -> None:
+        """Stop all processes together when a term of any is not finite; one alone would leave the others waiting."""
+        finite = torch.stack(list(terms.values())).isfinite().all()
+        world = self.trainer.world_size
+        if world > 1:
+            finite = self.trainer.strategy.reduce(finite.int(), reduce_op="min")
+        if bool(finite):
+            return
+        complaints = [self._complaint(terms, batch)]
+        if world > 1:
+            mine, complaints = complaints[0], [""] * world
+            torch.distributed.all_gather_object(complaints, mine)
+        raise NonFiniteLoss(next(filter(None, complaints)))
+
+    def _complaint(self, terms: dict[str, Tensor], batch: dict[str, Batch]) -> str:
+        """What is wrong with the first term that is not finite; empty if all are."""
+        name = next((name for name, term in terms.items() if not torch.isfinite(term)), None)
+        if name is None:
+            return ""
         rates = sorted({group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups})
         ids = "; ".join(f"{stream}: {', '.join(part.ids)}" for stream, part in batch.items())
-        raise NonFiniteLoss(
-            f"loss term '{name}' is {value} at step {self.global_step} with learning rate "
+        return (
+            f"loss term '{name}' is {terms[name].item()} at step {self.global_step + 1} with learning rate "
             f"{', '.join(f'{rate:.3g}' for rate in rates)} on images {ids}; "
             "the last checkpoint is kept: lower the learning rate or look at these images"
         )

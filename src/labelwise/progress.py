@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from labelwise.checkpoints import step_is_done
+from labelwise.errors import UserError
 from labelwise.files import atomic_write
 from labelwise.hardware import process_rank
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Everything that is not a result goes to standard error, so that `--json` stays readable by programs."""
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=process_rank() != 0)
+"""Everything that is not a result goes to standard error, so that `--json` stays readable by programs; of several
+processes the first one speaks."""
+
+_EVALUATION = "val/"
 
 T = TypeVar("T")
 
@@ -32,52 +35,65 @@ def watched(items: Iterable[T], description: str, total: int | None = None) -> I
     return iter(track(items, description, total=total, console=console, transient=True))
 
 
-class MetricsCsv(Logger):
-    """One row per logged step in `metrics.csv`; a resumed run drops the rows after its checkpoint."""
+class MetricsCsv(Callback):
+    """The numbers of a run in `metrics.csv`: a row for every so many optimiser steps and for every evaluation.
 
-    def __init__(self, path: Path, resumed_at: int = 0) -> None:
-        """Continue the file at `path` up to the step `resumed_at`."""
-        super().__init__()
-        self.path = path
-        self.rows: dict[int, dict[str, str]] = {}
-        if path.is_file():
-            with path.open(newline="") as file:
-                rows = {int(row["step"]): row for row in csv.DictReader(file)}
-            self.rows = {
-                step: {name: value for name, value in row.items() if value and name != "step"}
-                for step, row in rows.items()
-                if step <= resumed_at
-            }
+    A resumed run drops the rows after its checkpoint, so that the file is the one of an uninterrupted run.
+    """
 
-    @property
-    def name(self) -> str:
-        """The logger's name."""
-        return "metrics"
+    def __init__(self, path: Path, every: int, resumed_at: int = 0) -> None:
+        """Continue the file at `path` up to the step `resumed_at`.
 
-    @property
-    def version(self) -> str:
-        """One file, one version."""
-        return ""
+        Raises:
+            UserError: the file is not a table of numbers over steps.
+        """
+        self.path, self.every, self.resumed_at = path, every, resumed_at
+        self._rows = {step: row for step, row in _read_rows(path) if step <= resumed_at}
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The configuration is in `config.yaml` already."""
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the scores after this step are in the file."""
+        return any(name.startswith(_EVALUATION) for name in self._rows.get(step, ()))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add numbers to the row of the optimiser steps done."""
-        row = {name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"}
-        if row:
-            self.rows.setdefault(step or 0, {}).update(row)
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the losses of the step."""
+        if step_is_done(trainer, batch_idx) and trainer.global_step % self.every == 0:
+            self._add(trainer, evaluation=False)
 
-    def save(self) -> None:
-        """Write the file."""
-        if not self.rows or process_rank() != 0:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Add the scores to the row of the steps done."""
+        self._add(trainer, evaluation=True)
+
+    def _add(self, trainer: lightning.Trainer, *, evaluation: bool) -> None:
+        if not trainer.is_global_zero:
             return
-        names = dict.fromkeys(name for row in self.rows.values() for name in row)
+        numbers = {
+            name: f"{value:.6g}"
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(_EVALUATION) == evaluation
+        }
+        # An evaluation on its own, before the training goes on, counts no steps.
+        self._rows.setdefault(trainer.global_step or self.resumed_at, {}).update(numbers)
+        names = dict.fromkeys(name for row in self._rows.values() for name in row)
         text = io.StringIO()
         writer = csv.DictWriter(text, ["step", *names], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({"step": step, **row} for step, row in sorted(self.rows.items()))
-        atomic_write(self.path, text.getvalue())
+        writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
+        atomic_write(self.path, text.getvalue(), durable=False)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    if not path.is_file():
+        return
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                yield int(row.pop("step")), {name: value for name, value in row.items() if value}
+    except (KeyError, ValueError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: is not what `labelwise train` wrote ({error}); delete it to go on without the earlier numbers"
+        ) from None
 
 
 class TrainingProgress(Callback):
@@ -98,12 +114,12 @@ class TrainingProgress(Callback):
             self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, *_: Any
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show the step."""
         step, total = trainer.global_step, trainer.max_steps
-        tenth = step % max(1, total // 10) == 0
-        if not trainer.is_global_zero or not (self._bar or tenth):
+        shown = self._bar is not None or step % max(1, total // 10) == 0
+        if not (shown and trainer.is_global_zero and step_is_done(trainer, batch_idx)):
             return
         pace = (step - self._first) / (time.monotonic() - self._began)
         status = f"step {step}/{total}  loss {float(outputs['loss']):.3f}  {pace:.1f} steps/s"
@@ -112,15 +128,14 @@ class TrainingProgress(Callback):
         else:
             console.print(f"{self.title}: {status}")
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Close the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = None
 
-
-def print_json(content: Any) -> None:
-    """One JSON object on standard output."""
-    import json
-
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar."""
+        self.on_train_end(trainer, pl_module)

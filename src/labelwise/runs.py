@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -62,11 +63,15 @@ class Run:
         return self.status.get("status") == "finished"
 
     def start(self) -> None:
-        """Create the folder and write the request and the environment into it."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        """Create the folder and write the request and the environment into it; call it under the lock."""
+        # The request first: a folder that holds anything else without it is taken for something else than a run.
+        self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(self.folder / CONFIG, yaml.safe_dump(self.request, sort_keys=False, allow_unicode=True))
         atomic_write(self.folder / "environment.json", json.dumps(environment(), indent=2))
-        self.record(status="running", pid=os.getpid())
+        self.checkpoints.mkdir(exist_ok=True)
+        for unfinished in (*self.folder.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            unfinished.unlink()
+        self.record(status="running", pid=os.getpid(), reason=None)
 
     def record(self, **entries: Any) -> None:
         """Merge entries into `status.json`."""
@@ -86,8 +91,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # The lock of a process, not of a file: loader processes that outlive a killed run do not keep it.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
                 raise UserError(
                     f"--out {self.folder}: another process is at work in this run; wait for it or name another folder"
                 ) from None
@@ -96,7 +104,8 @@ class Run:
     def _refuse_other_content(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file; name a folder")
-        if not self.folder.exists() or not [item for item in self.folder.iterdir() if item.name != ".lock"]:
+        # Hidden files are the lock and what a killed process left of its writing.
+        if not self.folder.exists() or all(item.name.startswith(".") for item in self.folder.iterdir()):
             return
         config = self.folder / CONFIG
         if not config.is_file():
@@ -138,10 +147,19 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is no such file."""
+    """A JSON file's object; empty where there is no such file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); restore or delete it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; restore or delete it")
     return content
 
 

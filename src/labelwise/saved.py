@@ -21,6 +21,7 @@ from labelwise.files import atomic_write
 from labelwise.method import Method
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+_SHOWN = 200
 
 
 def save_model(method: Method, folder: Path, results: Mapping[str, Any], command: str) -> None:
@@ -51,18 +52,28 @@ def load_model(folder: Path) -> Method:
     Raises:
         UserError: the folder holds no finished run, or its files do not fit together.
     """
-    description = _description(folder)
-    method_class = methods.load(description["method"])
-    named = description["classes"]
-    colors = named["colors"]
-    classes = Classes(tuple(named["names"]), named["background"], tuple(map(tuple, colors)) if colors else None)
-    method = method_class(make_config(method_class, {}, description["options"]), classes, training=False)
+    method = _rebuilt(folder)
     try:
         method.network.load_state_dict(load_file(folder / WEIGHTS))
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:_SHOWN]
         raise UserError(f"{folder / WEIGHTS}: cannot be loaded ({reason}); train again or restore the file") from None
     return method.eval()
+
+
+def _rebuilt(folder: Path) -> Method:
+    description = _description(folder)
+    try:
+        method_class = methods.load(description["method"])
+        config = make_config(method_class, {}, description["options"])
+        return method_class(config, _classes(description["classes"]), training=False)
+    except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / DESCRIPTION}: {error}; train again or restore the file") from error
+
+
+def _classes(named: Mapping[str, Any]) -> Classes:
+    colors = named["colors"]
+    return Classes(tuple(named["names"]), named["background"], tuple(map(tuple, colors)) if colors else None)
 
 
 def _description(folder: Path) -> dict[str, Any]:

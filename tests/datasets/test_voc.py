@@ -499,3 +499,18 @@ def test_real_sets_with_boxes_only(real_data: Path) -> None:
     voc2007 = VOC(real_data / "VOCdevkit/VOC2007")
     assert voc2007.classes.names == VOC_NAMES and len(voc2007.ids("train")) == 676
     assert voc2007.kinds("train") == {Kind.BOXES, Kind.TAGS}
+
+
+def test_a_relative_folder_is_read_wherever_it_is_named_from(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(voc_folder, voc_folder.parent / "copy/VOC2012")
+    for place in (voc_folder.parent, voc_folder.parent / "copy"):
+        monkeypatch.chdir(place)
+        assert VOC("VOC2012").read(FIRST, [Kind.MASKS]).mask is not None
+
+
+def test_a_link_out_of_the_folder_is_refused(voc_folder: Path) -> None:
+    path = voc_folder / f"SegmentationClass/{FIRST}.png"
+    outside = shutil.move(path, voc_folder.parent / "outside.png")
+    path.symlink_to(outside)
+    with pytest.raises(BadFile, match="leaves the data set's folder"):
+        VOC(voc_folder).read(FIRST, [Kind.MASKS])

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -166,7 +166,7 @@ def under(root: Path, relative: str | Path) -> Path:
     Raises:
         UserError: the path is absolute, holds `..` beyond the root, or is a link out of it.
     """
-    inside = _real(root)
+    inside = _real(os.path.abspath(root))  # noqa: PTH100
     # Strings, because resolving `Path` objects would take longer than reading a small annotation.
     path = os.path.realpath(os.path.join(inside, relative))  # noqa: PTH118
     if path != inside and not path.startswith(os.path.join(inside, "")):  # noqa: PTH118
@@ -174,8 +174,8 @@ def under(root: Path, relative: str | Path) -> Path:
     return Path(path)
 
 
-@cache
-def _real(root: Path) -> str:
+@lru_cache(maxsize=16)
+def _real(root: str) -> str:
     return os.path.realpath(root)
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -19,6 +20,7 @@ import numpy as np
 
 from labelwise.datasets.base import DataSet
 from labelwise.datasets.checks import problems_of
+from labelwise.datasets.listing import Listing
 from labelwise.errors import BadFile, Problem
 from labelwise.files import atomic_write
 from labelwise.samples import Kind, Sample
@@ -74,17 +76,18 @@ class Index:
             OSError: the folder cannot be written to.
         """
         file = None if folder is None else folder / f"index-{_key(dataset, any(wanted.values()))}.npz"
-        listing = _Listing(dataset)
+        listing = Listing(dataset.label_folders())
         table = _load(file)
-        if table.digest != listing.digest or table.lacks(wanted):
-            entries = table.entries()
-            if table.digest != listing.digest:
-                entries = _unchanged(entries, dataset, listing)
-            _check_all(entries, wanted, dataset, listing, progress)
-            table = _Table.of(entries, listing.digest)
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(file, table.encoded())
+        fresh = table.digest == listing.digest
+        if fresh:
+            with suppress(KeyError):
+                return table.index(wanted)
+        entries = table.entries() if fresh else _unchanged(table.entries(), dataset, listing)
+        _check_all(entries, wanted, dataset, listing, progress)
+        table = _Table.of(entries, listing.digest)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, table.encoded())
         return table.index(wanted)
 
     @property
@@ -200,16 +203,18 @@ class _Table:
             entries[id].problems.setdefault(column, []).append(problem)
         return entries
 
-    def lacks(self, wanted: Mapping[str, frozenset[Kind]]) -> bool:
-        """Whether anything that is wanted was never checked."""
-        if not wanted.keys() <= self.places.keys():
-            return True
-        bits = _bits(wanted)
-        return bool((self.checked[self._rows(wanted)] & bits != bits).any())
-
     def index(self, wanted: Mapping[str, frozenset[Kind]]) -> Index:
-        """The part that is wanted; all of it has been checked."""
-        rows = self._rows(wanted)
+        """The part that is wanted.
+
+        Raises:
+            KeyError: some of it was never checked.
+        """
+        places = {id: row for row, id in enumerate(self.ids)}
+        rows = np.array([places[id] for id in wanted], dtype=np.int64)
+        bits = _bits(wanted)
+        unknown = self.checked[rows] & bits != bits
+        if unknown.any():
+            raise KeyError(self.ids[rows[unknown][0]])
         problems = [
             problem
             for id, column, problem in self.problems
@@ -219,18 +224,10 @@ class _Table:
             ids=tuple(wanted),
             sizes=self.sizes[rows],
             problems=list(dict.fromkeys(problems)),
-            _present=self.present[rows] & _bits(wanted),
+            _present=self.present[rows] & bits,
             _boxes=self.boxes,
             _rows=rows,
         )
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """The row of each image."""
-        return {id: row for row, id in enumerate(self.ids)}
-
-    def _rows(self, wanted: Iterable[str]) -> np.ndarray:
-        return np.array([self.places[id] for id in wanted], dtype=np.int64)
 
     def encoded(self) -> bytes:
         problems = [
@@ -272,44 +269,6 @@ class _Table:
             )
 
 
-class _Listing:
-    """Names, sizes and times of all files of a data set, without opening any."""
-
-    def __init__(self, dataset: DataSet) -> None:
-        self._folders = {os.path.realpath(folder): _scan(folder) for folder in dataset.label_folders()}
-        digest = hashlib.blake2b(digest_size=16)
-        for folder, files in self._folders.items():
-            digest.update("\0".join([folder, *files, ""]).encode("utf-8", "surrogateescape"))
-            digest.update(np.array(list(files.values()), dtype=np.int64).tobytes())
-        self.digest = digest.hexdigest()
-
-    def stamp(self, paths: Collection[Path]) -> int:
-        """A number that changes when one of the files changes, or others take their place."""
-        content = [(os.fspath(path), self._folders.get(os.fspath(path.parent), {}).get(path.name)) for path in paths]
-        return int.from_bytes(hashlib.blake2b(repr(content).encode("utf-8", "replace"), digest_size=8).digest())
-
-
-def _scan(folder: Path) -> dict[str, tuple[int, int]]:
-    """Time and size of each file of a folder, by name in sorted order."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    try:
-        # By descriptor, because the system would walk the folder's path anew for each file.
-        return {name: _status(name, descriptor) for name in sorted(os.listdir(descriptor))}
-    finally:
-        os.close(descriptor)
-
-
-def _status(name: str, folder: int) -> tuple[int, int]:
-    try:
-        status = os.stat(name, dir_fd=folder)
-    except OSError:  # a link to nowhere, or a file that was removed meanwhile
-        return 0, 0
-    return status.st_mtime_ns, status.st_size
-
-
 def _key(dataset: DataSet, labeled: bool) -> str:
     """What an index file is about; classes matter to labels only, and may be unknown for bare images."""
     classes = repr(dataset.classes) if labeled else ""
@@ -331,7 +290,7 @@ def _bits(wanted: Mapping[str, frozenset[Kind]]) -> np.ndarray:
     return np.array([known[kinds] for kinds in wanted.values()], dtype=np.uint8)
 
 
-def _unchanged(entries: dict[str, _Entry], dataset: DataSet, listing: _Listing) -> dict[str, _Entry]:
+def _unchanged(entries: dict[str, _Entry], dataset: DataSet, listing: Listing) -> dict[str, _Entry]:
     """What is still true: an image that changed takes everything with it, a label only itself."""
     kept: dict[str, _Entry] = {}
     for id, entry in entries.items():
@@ -356,7 +315,7 @@ def _check_all(
     entries: dict[str, _Entry],
     wanted: Mapping[str, frozenset[Kind]],
     dataset: DataSet,
-    listing: _Listing,
+    listing: Listing,
     progress: Progress | None,
 ) -> None:
     """Add what is wanted and not known yet; decoding releases the interpreter's lock, so threads help."""
@@ -378,7 +337,7 @@ def _check_all(
         deque(ids, maxlen=0)
 
 
-def _checked(entry: _Entry, id: str, wanted: Collection[Kind], dataset: DataSet, listing: _Listing) -> _Entry:
+def _checked(entry: _Entry, id: str, wanted: Collection[Kind], dataset: DataSet, listing: Listing) -> _Entry:
     """The entry with one image and those of the kinds that are not known yet, each decoded fully."""
     kinds = [kind for kind in wanted if not entry.checked >> _COLUMN[kind] & 1]
     sample = _readable(entry, id, kinds, dataset)

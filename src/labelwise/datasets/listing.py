@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from labelwise.datasets.base import Classes
 from labelwise.datasets.images import IMAGE_SUFFIXES, read_text, refuse
@@ -38,6 +41,62 @@ def stems(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
 
 def _suffix(name: str) -> str:
     return "." + name.rpartition(".")[2].lower()
+
+
+class Listing:
+    """Names, sizes and times of all files of some folders, without opening any.
+
+    Attributes:
+        digest: changes when any of the files changes, appears or vanishes.
+    """
+
+    def __init__(self, folders: Collection[Path]) -> None:
+        """List the folders; missing ones are empty."""
+        self._scans = {os.path.realpath(folder): _scan(folder) for folder in folders}
+        digest = hashlib.blake2b(digest_size=16)
+        for folder, (names, times, sizes) in self._scans.items():
+            digest.update("\0".join([folder, *names, ""]).encode("utf-8", "surrogateescape"))
+            digest.update(np.array([times, sizes], dtype=np.int64).tobytes())
+        self.digest = digest.hexdigest()
+
+    @cached_property
+    def _folders(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Time and size of each file; a warm start does without."""
+        return {
+            folder: {name: (time, size) for name, time, size in zip(*scan, strict=True)}
+            for folder, scan in self._scans.items()
+        }
+
+    def stamp(self, paths: Collection[Path]) -> int:
+        """A number that changes when one of the files changes, or others take their place."""
+        content = [(os.fspath(path), self._folders.get(os.fspath(path.parent), {}).get(path.name)) for path in paths]
+        return int.from_bytes(hashlib.blake2b(repr(content).encode("utf-8", "replace"), digest_size=8).digest())
+
+
+def _scan(folder: Path) -> tuple[list[str], list[int], list[int]]:
+    """The names of the files of a folder, sorted, with their times and sizes."""
+    names: list[str] = []
+    times: list[int] = []
+    sizes: list[int] = []
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return names, times, sizes
+    try:
+        names = sorted(os.listdir(descriptor))  # noqa: PTH208
+        for name in names:
+            try:
+                # By descriptor, because the system would walk the folder's path anew for each file.
+                status = os.stat(name, dir_fd=descriptor)
+            except OSError:  # a link to nowhere, or a file that was removed meanwhile
+                times.append(0)
+                sizes.append(0)
+            else:
+                times.append(status.st_mtime_ns)
+                sizes.append(status.st_size)
+    finally:
+        os.close(descriptor)
+    return names, times, sizes
 
 
 def read_lines(path: Path) -> list[str]:

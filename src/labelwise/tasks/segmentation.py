@@ -38,6 +38,8 @@ class SegmentationConfig(MethodConfig):
     "channels of the atrous pyramid and the decoder"
     crop: int = 321
     "side of the square training crops in pixels"
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    "least and greatest factor of the random scaling before the crop"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     "sgd has momentum 0.9"
     learning_rate: float = 0.001

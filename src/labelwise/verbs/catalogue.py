@@ -8,6 +8,7 @@ from typing import Any
 from labelwise import methods
 from labelwise.errors import UserError, did_you_mean
 from labelwise.method import TASKS, Card
+from labelwise.supervision import Supervision
 
 
 def catalogue(name: str | None = None, *, labels: str | None = None, task: str | None = None) -> list[dict[str, Any]]:
@@ -19,23 +20,18 @@ def catalogue(name: str | None = None, *, labels: str | None = None, task: str |
         task: only methods of this task, such as `semantic segmentation`.
 
     Returns:
-        For each method `name`, `task`, `needs`, `gives`, `paper` and `year`; with a name also `title`, `idea`,
-        `published`, `claim` and `command`.
+        For each method that fits `name`, `task`, `needs`, `gives`, `paper` and `year`; with a name also `title`,
+        `idea`, `published`, `claim` and `command`.
 
     Raises:
         UserError: an unknown method, task or label specification.
     """
     if task is not None and task not in TASKS:
         raise UserError(f"--task {task}: no such task{did_you_mean(task, TASKS)}")
-    if name is not None:
-        return [_summary(methods.load(name).card) | _details(methods.load(name).card)]
-    cards = [methods.load(known).card for known in methods.METHODS]
-    if labels is not None:
-        from labelwise.supervision import Supervision
-
-        kinds = Supervision.parse(labels).kinds
-        cards = [card for card in cards if card.needs.fit(kinds)]
-    return [_summary(card) for card in cards if task in (None, card.task)]
+    kinds = None if labels is None else Supervision.parse(labels).kinds
+    cards = [methods.load(known).card for known in (methods.METHODS if name is None else [name])]
+    cards = [card for card in cards if task in (None, card.task) and (kinds is None or card.needs.fit(kinds))]
+    return [_summary(card) | ({} if name is None else _details(card)) for card in cards]
 
 
 def _summary(card: Card) -> dict[str, Any]:

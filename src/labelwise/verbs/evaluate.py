@@ -10,7 +10,7 @@ from labelwise.engine import build_trainer
 from labelwise.hardware import Hardware
 from labelwise.saved import load_model
 from labelwise.scoring import score
-from labelwise.verbs.preparation import broken_ids, labelled_ids, require_same_classes
+from labelwise.verbs.preparation import broken_ids, labelled_ids, require_same_classes, usable
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
     require_same_classes(method.classes, dataset)
     ids = labelled_ids(dataset, split, method.card.gives)
     broken = broken_ids(dataset, dict.fromkeys(ids, method.card.gives), skip_broken)
-    kept = [id for id in ids if id not in broken]
+    kept = usable(ids, broken, f"split '{split}' of {data}")
     trainer = build_trainer(hardware or Hardware())
     results = score(method, dataset, kept, trainer)
     return results | {"skipped": sorted(broken), "protocol": f"split '{split}' of {dataset.root.name}"}

@@ -12,11 +12,12 @@ from PIL import Image
 from labelwise import datasets, methods
 from labelwise.datasets.base import DataSet
 from labelwise.datasets.index import Index
+from labelwise.errors import UserError
 from labelwise.progress import watched
 from labelwise.reports.inspect_page import write_inspect_report
 from labelwise.reports.pictures import contact_sheet, draw_boxes, legend_entries, overlay
 from labelwise.samples import Kind
-from labelwise.verbs.preparation import cache_folder, fitting_methods
+from labelwise.verbs.preparation import checked_index, fitting_methods
 
 _READ_FOR_BALANCE = (Kind.MASKS, Kind.BOXES, Kind.TAGS)
 
@@ -30,25 +31,21 @@ def inspect(data: Path, *, out: Path | None = None) -> dict[str, Any]:
 
     Returns:
         `layout`, `classes`, `splits` (images of each), `kinds` (label kind -> split -> images), `balance`
-        (class -> images, share of the pixels in percent, objects), `sizes`, `problems` (path, reason, mend), `methods`
-        with whether each fits, and `page` if one was written.
+        (class -> images, share of the pixels in percent, objects), `sizes` (height and width), `problems` (path,
+        reason, mend), `methods` with whether each fits, and `page` if one was written.
 
     Raises:
-        UserError: no such folder, or not a known layout.
+        UserError: no such folder, not a known layout, or `out` is a file.
     """
+    if out is not None and Path(out).is_file():
+        raise UserError(f"--out {out}: is a file; name a folder")
     dataset = datasets.open(Path(data))
     splits = {split: dataset.ids(split) for split in dataset.splits}
     ids = tuple(dict.fromkeys(id for names in splits.values() for id in names))
     having = {kind: dataset.having(kind, ids) for kind in Kind}
     wanted = {id: frozenset(kind for kind in Kind if id in having[kind]) for id in ids}
-    index = Index.build(
-        dataset,
-        wanted,
-        cache_folder(dataset.root),
-        progress=lambda names, total: watched(names, "checking files", total),
-    )
-    broken = {problem.id for problem in index.problems}
-    usable = [id for id in ids if id not in broken]
+    index = checked_index(dataset, wanted)
+    usable = [id for id in ids if id not in index.broken]
     fitting = set(fitting_methods([kind for kind in Kind if having[kind]]))
     summary: dict[str, Any] = {
         "data": str(dataset.root),
@@ -67,8 +64,8 @@ def inspect(data: Path, *, out: Path | None = None) -> dict[str, Any]:
             {"path": str(problem.path), "reason": problem.reason, "mend": problem.mend} for problem in index.problems
         ],
         "methods": [
-            {"name": name, "needs": str(methods.load(name).card.needs), "fits": name in fitting}
-            for name in methods.METHODS
+            {"name": card.name, "title": card.title, "needs": str(card.needs), "fits": card.name in fitting}
+            for card in (methods.load(name).card for name in methods.METHODS)
         ],
     }
     if out is not None:
@@ -76,7 +73,7 @@ def inspect(data: Path, *, out: Path | None = None) -> dict[str, Any]:
         page.parent.mkdir(parents=True, exist_ok=True)
         pictures = {"samples with their labels": sheet} if (sheet := _sheet(dataset, usable, having)) else {}
         colors = dataset.classes.palette[: len(dataset.classes)].tolist()
-        sizes = [tuple(size) for size in index.sizes.tolist()]
+        sizes = [(width, height) for height, width in _known_sizes(index).tolist()]
         write_inspect_report(page, summary | {"pictures": pictures, "colors": colors, "sizes": sizes})
         summary["page"] = str(page)
     return summary
@@ -110,8 +107,7 @@ def _balance(dataset: DataSet, ids: list[str], having: dict[Kind, frozenset[str]
 
 
 def _sizes(index: Index) -> dict[str, Any]:
-    sizes = np.asarray(index.sizes)
-    sizes = sizes[(sizes > 0).all(1)] if len(sizes) else sizes
+    sizes = _known_sizes(index)
     if not len(sizes):
         return {}
     common = Counter(map(tuple, sizes.tolist())).most_common(5)
@@ -121,6 +117,11 @@ def _sizes(index: Index) -> dict[str, Any]:
         "largest": sizes.max(0).tolist(),
         "common": [{"size": list(size), "images": images} for size, images in common],
     }
+
+
+def _known_sizes(index: Index) -> np.ndarray:
+    """[M, 2] height and width of the images that can be read."""
+    return index.sizes[(index.sizes > 0).all(1)]
 
 
 def _sheet(dataset: DataSet, ids: list[str], having: dict[Kind, frozenset[str]]) -> Image.Image | None:

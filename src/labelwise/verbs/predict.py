@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,54 @@ import torch
 from torchvision import tv_tensors
 
 from labelwise import datasets
-from labelwise.datasets.images import read_image, write_mask
+from labelwise.datasets.base import DataSet
+from labelwise.datasets.images import IMAGE_SUFFIXES, read_image, write_mask
 from labelwise.datasets.voc import VOC
 from labelwise.errors import UserError
-from labelwise.files import atomic_file
+from labelwise.files import atomic_file, atomic_write
 from labelwise.hardware import Hardware
 from labelwise.method import Method
 from labelwise.progress import watched
 from labelwise.reports.pictures import overlay
-from labelwise.saved import load_model
+from labelwise.runs import read_json
+from labelwise.samples import Kind
+from labelwise.saved import WEIGHTS, load_model
 from labelwise.scoring import predicted_mask
-from labelwise.verbs.preparation import broken_ids
+from labelwise.verbs.preparation import broken_ids, usable
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+ORIGIN = "annotate.json"
+"""The file of an annotated data set that says which model made it from what."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained method on its device, in its precision."""
+
+    method: Method
+    precision: str
+
+    @classmethod
+    def load(cls, run: Path, hardware: Hardware) -> Predictor:
+        """Load a trained method.
+
+        Raises:
+            UserError: no such run, or no such device on this machine.
+        """
+        device = _device(hardware)
+        return cls(load_model(run).to(device), hardware.resolved_precision())
+
+    def mask(self, image: torch.Tensor) -> np.ndarray:
+        """The class of every pixel. [3, H, W] uint8 -> [H, W] uint8."""
+        with self._autocast():
+            return predicted_mask(self.method, image)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "32-true":
+            return nullcontext()
+        device = self.method.device.type
+        # Lightning takes bfloat16 for either on a CPU; predictions and scores have to agree.
+        half = torch.bfloat16 if self.precision == "bf16-mixed" or device == "cpu" else torch.float16
+        return torch.autocast(device, half)
 
 
 def predict(run: Path, images: Sequence[Path], *, out: Path, hardware: Hardware | None = None) -> dict[str, Any]:
@@ -33,26 +71,24 @@ def predict(run: Path, images: Sequence[Path], *, out: Path, hardware: Hardware 
     Args:
         run: the run's folder.
         images: image files, or folders of them.
-        out: the folder to write `<name>.png` and `<name>.overlay.jpg` into.
-        hardware: where to compute.
+        out: the folder to write `<name>.png` and `<name>.overlay.jpg` into; earlier predictions are replaced.
+        hardware: where to compute, and how precisely.
 
     Returns:
         `images`: for each file its `mask`, `overlay` and the share of each predicted class in percent.
 
     Raises:
-        UserError: no such run or image, or two images of one name.
+        UserError: no such run or image, two images of one name, or `out` holds other files of these names.
+        BadFile: an image cannot be read; nothing has been written.
     """
-    method = _placed(load_model(Path(run)), hardware or Hardware())
-    files = _image_files(images)
-    pictures = {path.stem: read_image(path) for path in files[:1]}
-    out = Path(out)
+    predictor = Predictor.load(Path(run), hardware or Hardware())
+    files, out = _image_files(images), Path(out)
+    _refuse_other_files(out, files)
+    for path in watched(files, "checking images", len(files)):
+        read_image(path)
     out.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for path in watched(files, "predicting", len(files)):
-        image = pictures.pop(path.stem, None)
-        image = read_image(path) if image is None else image
-        entries.append({"image": str(path)} | _write_prediction(method, image, out, path.stem))
-    return {"images": entries}
+    watch = watched(files, "predicting", len(files))
+    return {"images": [{"image": str(path)} | _write_prediction(predictor, path, out) for path in watch]}
 
 
 def annotate(
@@ -66,63 +102,128 @@ def annotate(
 ) -> dict[str, Any]:
     """Predict a split and write images and predicted masks as a new data set in VOC layout.
 
+    The images are copied as they are. An unfinished data set is completed when the same call is made again.
+
     Args:
         run: the run's folder.
         data: the data set's folder; its labels are not read.
         out: the new data set's folder, which must be empty or not exist.
         split: the split to annotate; the new data set has a split of the same name.
         skip_broken: leave out images that cannot be read instead of stopping.
-        hardware: where to compute.
+        hardware: where to compute, and how precisely.
 
     Returns:
-        `images` written, `skipped` and the folder `out`.
+        `images` annotated, `skipped` and the folder `out`.
 
     Raises:
-        UserError: no such run, data set or split, or `out` holds something.
+        UserError: no such run, data set or split, or `out` holds something else.
     """
-    method = _placed(load_model(Path(run)), hardware or Hardware())
+    predictor = Predictor.load(Path(run), hardware or Hardware())
     dataset = datasets.open(Path(data))
+    origin = {
+        "model": str(Path(run).resolve()),
+        "weights": _digest(Path(run) / WEIGHTS),
+        "data": str(dataset.root.resolve()),
+        "split": split,
+        "precision": predictor.precision,
+    }
+    _refuse_other_data(Path(out), origin)
     ids = dataset.ids(split)
     broken = broken_ids(dataset, dict.fromkeys(ids, frozenset()), skip_broken)
-    kept = [id for id in ids if id not in broken]
-    annotated = VOC.create(Path(out), method.classes, durable=False)
-    for id in watched(kept, "annotating", len(kept)):
-        sample = dataset.read(id)
-        mask = torch.from_numpy(predicted_mask(method, sample.image))
-        annotated.write(replace(sample, mask=tv_tensors.Mask(mask)))
+    kept = usable(ids, broken, f"split '{split}' of {data}")
+    annotated = _started(Path(out), predictor.method, origin)
+    done = annotated.having(Kind.MASKS, kept)
+    missing = [id for id in kept if id not in done]
+    for id in watched(missing, "annotating", len(missing)):
+        _annotate(predictor, dataset, id, annotated)
     annotated.write_split(split, kept)
     return {"images": len(kept), "skipped": sorted(broken), "out": str(out)}
 
 
-def _placed(method: Method, hardware: Hardware) -> Method:
-    return method.to("cuda") if hardware.on_gpu else method
+def _device(hardware: Hardware) -> str:
+    """The torch device that `--accelerator` means.
+
+    Raises:
+        UserError: this machine has none.
+    """
+    if hardware.on_gpu:
+        return "cuda"
+    has_mps = torch.backends.mps.is_available()
+    if has_mps and hardware.accelerator in ("auto", "gpu", "mps"):
+        return "mps"
+    if hardware.accelerator not in ("auto", "cpu"):
+        raise UserError(f"--accelerator {hardware.accelerator}: this machine has none that torch can use; take auto")
+    return "cpu"
 
 
 def _image_files(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, images):
         if not path.exists():
-            raise UserError(f"{path}: no such image or folder")
-        found = sorted(item for item in path.iterdir() if item.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+            raise UserError(f"{path}: there is no such image or folder; check the spelling")
+        found = [path]
+        if path.is_dir():
+            found = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
-            raise UserError(f"{path}: holds no image ({', '.join(sorted(_SUFFIXES))})")
+            raise UserError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)}); name another folder")
         files += found
-    stems = [path.stem for path in files]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice is not None:
-        raise UserError(f"two images are named '{twice}' and would overwrite each other; predict them into two folders")
+    stems: set[str] = set()
+    for path in files:
+        if path.stem in stems:
+            raise UserError(f"{path}: a second image of this name would overwrite '{path.stem}.png'; use two calls")
+        stems.add(path.stem)
     return files
 
 
-def _write_prediction(method: Method, image: tv_tensors.Image, out: Path, name: str) -> dict[str, Any]:
-    classes = method.classes
-    mask = predicted_mask(method, image)
-    mask_file, overlay_file = out / f"{name}.png", out / f"{name}.overlay.jpg"
-    write_mask(mask_file, torch.from_numpy(mask), classes)
+def _refuse_other_files(out: Path, images: Sequence[Path]) -> None:
+    """Refuse to replace a file that is no earlier prediction, such as an image or a true mask."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    for path in images:
+        mask_file, overlay_file = _outputs(out, path)
+        if mask_file.exists() and not overlay_file.exists():
+            raise UserError(f"--out {out}: holds {mask_file.name}, which is no prediction; name another folder")
+
+
+def _outputs(out: Path, image: Path) -> tuple[Path, Path]:
+    return out / f"{image.stem}.png", out / f"{image.stem}.overlay.jpg"
+
+
+def _write_prediction(predictor: Predictor, path: Path, out: Path) -> dict[str, Any]:
+    classes = predictor.method.classes
+    image = read_image(path)
+    mask = predictor.mask(image)
+    mask_file, overlay_file = _outputs(out, path)
+    picture = overlay(image.numpy(), mask, classes.palette, background=classes.background)
+    # The overlay comes first: it tells a later call that the mask is a prediction.
     with atomic_file(overlay_file) as file:
-        overlay(image.numpy(), mask, classes.palette, background=classes.background).save(
-            file, format="JPEG", quality=90
-        )
+        picture.save(file, format="JPEG", quality=90)
+    write_mask(mask_file, torch.from_numpy(mask), classes)
     counts = np.bincount(mask.ravel(), minlength=len(classes))
     shares = {classes.names[number]: round(100 * counts[number] / mask.size, 2) for number in counts.nonzero()[0]}
     return {"mask": str(mask_file), "overlay": str(overlay_file), "classes": shares}
+
+
+def _refuse_other_data(out: Path, origin: Mapping[str, Any]) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a new or empty folder")
+    if out.is_dir() and any(out.iterdir()) and read_json(out / ORIGIN) != origin:
+        raise UserError(f"--out {out}: holds something else than this call's data set; name a new or empty folder")
+
+
+def _started(out: Path, method: Method, origin: Mapping[str, Any]) -> VOC:
+    annotated = VOC.create(out, method.classes, durable=False)
+    atomic_write(out / ORIGIN, json.dumps(origin, indent=2))
+    return annotated
+
+
+def _annotate(predictor: Predictor, dataset: DataSet, id: str, annotated: VOC) -> None:
+    sample = dataset.read(id)
+    mask = tv_tensors.Mask(torch.from_numpy(predictor.mask(sample.image)))
+    annotated.copy_image(id, dataset.image_file(id))
+    annotated.write(replace(sample, mask=mask))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,8 +6,11 @@ import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from rich.markup import escape
 
 from labelwise import datasets, methods
 from labelwise.configuration import load_preset, make_config
@@ -18,6 +21,8 @@ from labelwise.method import Method, MethodConfig
 from labelwise.progress import console, watched
 from labelwise.samples import Kind, Sample, with_derivable
 from labelwise.supervision import Streams, Supervision
+
+_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,11 @@ def prepare_material(
     """Open a data set and check every file that a run will read.
 
     Raises:
-        UserError: the data set does not fit the method or the label specification.
+        UserError: the data set does not fit the method or the label specification, or the seed cannot be one.
         BadFile: a file is broken and `skip_broken` is not set.
     """
+    if not 0 <= seed < _SEEDS:
+        raise UserError(f"--seed {seed}: must be from 0 to {_SEEDS - 1}")
     dataset = datasets.open(data)
     supervision = Supervision.parse(labels)
     _require_fit(method, supervision, labels)
@@ -74,9 +81,11 @@ def prepare_material(
         tuple(id for id in ids if id not in broken) for ids in (streams.labeled, streams.unlabeled, validation)
     )
     if not labeled and method.card.needs.labels:
-        raise UserError(f"--labels {labels}: no usable labelled image is left in split '{split}' of {data}")
+        raise UserError(
+            f"--labels {labels}: no usable labelled image is left in split '{split}' of {data}; mend the files"
+        )
     if method.card.needs.unlabeled and not unlabeled:
-        console.print("every image is labelled: the unlabelled stream draws the same images without their labels")
+        note("every image is labelled: the unlabelled stream draws the same images without their labels")
         unlabeled = labeled
     sources = {"labeled": labeled, "unlabeled": unlabeled}
     return Material(dataset, sources, streams, validation, tuple(sorted(broken)))
@@ -88,17 +97,32 @@ def broken_ids(dataset: DataSet, wanted: Mapping[str, frozenset[Kind]], skip_bro
     Raises:
         BadFile: the first broken file, unless `skip_broken` is set.
     """
-    index = Index.build(
-        dataset, wanted, cache_folder(dataset.root), progress=lambda ids, total: watched(ids, "checking files", total)
-    )
+    index = checked_index(dataset, wanted)
     if index.problems and not skip_broken:
         more = len(index.problems) - 1
         if more:
-            console.print(f"{more} more broken files; `labelwise inspect {dataset.root}` lists them all")
+            note(f"{more} more broken files; `labelwise inspect {dataset.root}` lists them all")
         raise BadFile(index.problems[0])
     for problem in index.problems:
-        console.print(f"[yellow]skipped:[/] {problem}")
-    return frozenset(problem.id for problem in index.problems if problem.id is not None)
+        note(f"skipped: {problem}")
+    return index.broken
+
+
+def checked_index(dataset: DataSet, wanted: Mapping[str, frozenset[Kind]]) -> Index:
+    """Check files with a progress bar; what was found is remembered in the cache folder, if that can be written to."""
+    folder: Path | None = cache_folder(dataset.root)
+    try:
+        cache_folder(dataset.root).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        note(f"files will be checked anew each time: {error}; LABELWISE_CACHE may name another folder")
+        folder = None
+    return Index.build(dataset, wanted, folder, progress=lambda ids, total: watched(ids, "checking files", total))
+
+
+@cache
+def note(text: str) -> None:
+    """Say something once that a person should know, beside the results."""
+    console.print(f"[yellow]note:[/] {escape(text)}")
 
 
 def cache_folder(root: Path) -> Path:
@@ -118,12 +142,28 @@ def require_same_classes(model: Classes, dataset: DataSet) -> None:
     if ours == theirs:
         return
     if len(ours) != len(theirs):
-        raise UserError(f"{dataset.root}: has {len(theirs)} classes, but the model was trained on {len(ours)}")
+        raise UserError(
+            f"{dataset.root}: has {len(theirs)} classes, but the model was trained on {len(ours)}; "
+            "take a data set with the same class list"
+        )
     number = next(number for number, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
     raise UserError(
         f"{dataset.root}: class {number} is '{theirs[number]}', but the model was trained with '{ours[number]}'; "
-        "evaluate on a data set with the same class list"
+        "take a data set with the same class list"
     )
+
+
+def usable(ids: Sequence[str], broken: Collection[str], what: str) -> list[str]:
+    """The ids that are not broken, in order.
+
+    Raises:
+        UserError: none is left.
+    """
+    kept = [id for id in ids if id not in broken]
+    if not kept:
+        reason = "every image is broken; mend the files" if ids else "holds no image; name another"
+        raise UserError(f"{what}: {reason}")
+    return kept
 
 
 def labelled_ids(dataset: DataSet, split: str, kinds: Collection[Kind]) -> tuple[str, ...]:
@@ -144,8 +184,8 @@ def labelled_ids(dataset: DataSet, split: str, kinds: Collection[Kind]) -> tuple
 
 
 def _validation_ids(dataset: DataSet, split: str, kinds: Collection[Kind]) -> tuple[str, ...]:
-    if split not in dataset.splits:
-        console.print(f"[yellow]note:[/] {dataset.root} has no split '{split}': the model will not be scored")
+    if split == "val" and split not in dataset.splits:
+        note(f"{dataset.root} has no split 'val': the model will not be scored; --val-split names another")
         return ()
     return labelled_ids(dataset, split, kinds)
 

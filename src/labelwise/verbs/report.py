@@ -10,6 +10,7 @@ from labelwise.errors import UserError
 from labelwise.reports.compare_page import write_compare_report
 from labelwise.reports.run_page import write_run_report
 from labelwise.runs import CONFIG, read_json
+from labelwise.verbs.compare import COMPARISON
 
 
 def report(runs: Sequence[Path]) -> dict[str, Any]:
@@ -24,12 +25,16 @@ def report(runs: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: a folder is neither a run nor a comparison.
     """
-    return {"reports": [str(_report(Path(folder))) for folder in runs]}
+    folders = [Path(folder) for folder in runs]
+    for folder in folders:
+        if not (folder / COMPARISON).is_file() and not (folder / CONFIG).is_file():
+            raise UserError(
+                f"{folder}: is neither a run nor a comparison; name a folder that `train` or `compare` wrote"
+            )
+    return {"reports": [str(_report(folder)) for folder in folders]}
 
 
 def _report(folder: Path) -> Path:
-    if (folder / "comparison.json").is_file():
-        return write_compare_report(folder, read_json(folder / "comparison.json"))
-    if (folder / CONFIG).is_file():
-        return write_run_report(folder)
-    raise UserError(f"{folder}: is neither a run nor a comparison; name a folder that `train` or `compare` wrote")
+    if (folder / COMPARISON).is_file():
+        return write_compare_report(folder, read_json(folder / COMPARISON))
+    return write_run_report(folder)

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from labelwise.checkpoints import Interrupted
 from labelwise.engine import Training
 from labelwise.hardware import Hardware, process_rank
-from labelwise.method import Method
+from labelwise.method import Method, NonFiniteLoss
 from labelwise.progress import console
 from labelwise.reports.run_page import write_run_report
 from labelwise.runs import Run, read_json
@@ -82,8 +83,7 @@ def train(
     torch.manual_seed(seed)
     learner = method_class(config, material.dataset.classes)
     if process_rank() != 0:
-        _fit(run, learner, material, seed, hardware)
-        return {}
+        return _help(run, learner, material, seed, hardware)
     with run.locked():
         run.start()
         return _fit_and_report(run, learner, material, seed, hardware)
@@ -110,6 +110,15 @@ def _fit(run: Run, learner: Method, material: Material, seed: int, hardware: Har
     return score(learner, material.dataset, material.validation, trainer) if material.validation else {}
 
 
+def _help(run: Run, learner: Method, material: Material, seed: int, hardware: Hardware) -> dict[str, Any]:
+    """Take part in a run of several processes; the first of them keeps the folder and speaks."""
+    try:
+        return _fit(run, learner, material, seed, hardware)
+    except (Interrupted, NonFiniteLoss):
+        # Reported by the first process, which Lightning's watcher would kill if this one failed.
+        raise SystemExit(0) from None
+
+
 def _fit_and_report(run: Run, learner: Method, material: Material, seed: int, hardware: Hardware) -> dict[str, Any]:
     began = time.monotonic()
     before = run.status.get("seconds", 0.0)
@@ -121,7 +130,11 @@ def _fit_and_report(run: Run, learner: Method, material: Material, seed: int, ha
         results = _fit(run, learner, material, seed, hardware)
     except BaseException as error:
         run.record(
-            status="stopped", reason=str(error) or type(error).__name__, seconds=before + time.monotonic() - began
+            status="stopped",
+            reason=str(error) or type(error).__name__,
+            step=learner.global_step,
+            steps=learner.total_steps,
+            seconds=before + time.monotonic() - began,
         )
         raise
     seconds = before + time.monotonic() - began
@@ -139,7 +152,7 @@ def _fit_and_report(run: Run, learner: Method, material: Material, seed: int, ha
     save_model(learner, run.folder, results, command)
     run.write_results(results)
     _write_pictures_and_report(run, learner, material)
-    run.record(status="finished", seconds=seconds)
+    run.record(status="finished", step=learner.total_steps, steps=learner.total_steps, seconds=seconds)
     return results
 
 

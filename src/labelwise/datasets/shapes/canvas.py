@@ -115,8 +115,15 @@ def paint(image: np.ndarray, layer: Layer, rng: Generator) -> None:
     image[window] = weight * color + (1 - weight) * image[window] * (1 - 0.35 * shadow[..., None])
 
 
-def random_color(rng: Generator) -> np.ndarray:
-    """Any hue, from dull to vivid and from dark to bright; [3] float RGB from 0 to 1."""
+def random_color(rng: Generator, hue: float | None = None) -> np.ndarray:
+    """Any hue, from dull to vivid and from dark to bright; [3] float RGB from 0 to 1.
+
+    Args:
+        rng: the source of randomness.
+        hue: 0 to 1; gives a vivid color of about this hue instead.
+    """
+    if hue is not None:
+        return np.array(colorsys.hsv_to_rgb(rng.normal(hue, 0.03) % 1, rng.uniform(0.5, 0.9), rng.uniform(0.45, 0.95)))
     return np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.85), rng.uniform(0.25, 0.95)))
 
 

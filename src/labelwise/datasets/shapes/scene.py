@@ -43,12 +43,25 @@ CONTOUR_SIZE = 96
 
 _COUNTS = (0.25, 0.4, 0.25, 0.1)
 "how often a scene is given 1, 2, 3 and 4 objects"
-_RADIUS = (0.17, 0.42)
+_RADIUS = (0.22, 0.45)
 "of an object, as a share of the image's size"
 _GROWTH = {"key": 1.3, "ladder": 1.15}
 "thin things are longer than the others, so that their parts cover whole pixels"
-_WAVELENGTH = (0.065, 0.105)
+_WAVELENGTH = (0.085, 0.125)
 "of a surface pattern, as a share of the image's size"
+TYPICAL_COLOR = 0.75
+"""Share of the objects that have their class's usual color; the others have any, as clutter and grounds have."""
+_HUES = {
+    "ball": 0.0,
+    "star": 0.13,
+    "leaf": 0.29,
+    "ring": 0.42,
+    "cup": 0.55,
+    "fish": 0.66,
+    "key": 0.79,
+    "ladder": 0.9,
+}
+"usual hues, as in colorsys; neighbors overlap"
 _TURNS = {"cup": 0.5, "ladder": 0.7, "fish": 0.6}
 "radians to either side; things that have an upper side do not turn over"
 _LEAST_VISIBLE = 0.3
@@ -214,7 +227,7 @@ def _whole(
         outline=OUTLINES[name](rng),
         texture=TEXTURES[name],
         wavelength=rng.uniform(*_WAVELENGTH) * size / fineness,
-        colors=_object_colors(tones, rng),
+        colors=_object_colors(name, tones, rng),
         center=(float(center[0]), float(center[1])),
         radius=radius * _GROWTH.get(name, 1),
         angle=rng.uniform(-turn, turn),
@@ -232,7 +245,7 @@ def _with_part(name: str, size: int, center: np.ndarray, radius: float, tones: n
         outline=blob(rng),
         texture=plain,
         wavelength=radius,
-        colors=_object_colors(tones, rng),
+        colors=_object_colors(None, tones, rng),
         center=(float(center[0]), float(center[1])),
         radius=radius,
         angle=rng.uniform(-np.pi, np.pi),
@@ -244,12 +257,13 @@ def _with_part(name: str, size: int, center: np.ndarray, radius: float, tones: n
     return Thing(part.label, (body, *part.layers))
 
 
-def _object_colors(tones: np.ndarray, rng: Generator) -> np.ndarray:
+def _object_colors(name: str | None, tones: np.ndarray, rng: Generator) -> np.ndarray:
     """Two colors of one object, the first set off from the ground where one of a few draws is."""
-    candidates = np.stack([random_color(rng) for _ in range(6)])
+    hue = _HUES[name] if name is not None and rng.random() < TYPICAL_COLOR else None
+    candidates = np.stack([random_color(rng, hue) for _ in range(6)])
     distance = np.abs(candidates - tones.mean(axis=0)).sum(axis=1)
     base = candidates[np.argmax(distance > 0.6)]
-    other = shaded(base, rng) if rng.random() < 0.7 else random_color(rng)
+    other = shaded(base, rng) if hue is not None or rng.random() < 0.7 else random_color(rng)
     return np.stack([base, other])
 
 

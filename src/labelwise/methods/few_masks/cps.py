@@ -88,6 +88,10 @@ def mixed_pseudo_labels(logits: Tensor, partner: Tensor, box: Tensor) -> Tensor:
     return paste(logits.argmax(1), partner.argmax(1), box)
 
 
+SCALES = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
+"""The scales of the released code; 1.25 is not among them."""
+
+
 class CPS(FewMasksMethod):
     """Two networks teach each other by their hard predictions."""
 
@@ -153,7 +157,9 @@ class CPS(FewMasksMethod):
 
     def streams(self) -> dict[str, Stream]:
         """Labelled and unlabelled crops (six scales, centred padding, flip); with CutMix a second unlabelled one."""
-        view = WeakView(v2.Compose([RandomChoiceScaleCrop(self.config.crop), v2.RandomHorizontalFlip()]))
+        least, greatest = self.config.scale_range
+        scales = tuple(scale for scale in SCALES if least <= scale <= greatest)
+        view = WeakView(v2.Compose([RandomChoiceScaleCrop(self.config.crop, scales), v2.RandomHorizontalFlip()]))
         streams = {"labeled": Stream("labeled", view), "unlabeled": Stream("unlabeled", view)}
         return streams | ({"partner": Stream("unlabeled", view)} if self.config.cutmix else {})
 

@@ -57,7 +57,7 @@ class Supervised(SegmentationMethod):
 
     def streams(self) -> dict[str, Stream]:
         """One stream of labelled crops: random scale 0.5 to 2, random crop, flip."""
-        scale = RandomScaleCrop(self.config.crop, base=self.config.scale_base or None)
+        scale = RandomScaleCrop(self.config.crop, base=self.config.scale_base or None, scale=self.config.scale_range)
         return {"labeled": Stream("labeled", WeakView(v2.Compose([scale, v2.RandomHorizontalFlip()])))}
 
     def losses(self, labeled: Batch) -> dict[str, Tensor]:

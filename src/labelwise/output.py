@@ -1,0 +1,80 @@
+"""Results as a person or a program reads them on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+# Without markup, because names of files may hold brackets.
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def print_json(content: Any) -> None:
+    """One JSON object or list, and nothing else."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """The scores of a run: a table, and one of the classes."""
+    if as_json:
+        print_json(result)
+        return
+    scores = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    scores["skipped"] = len(result.get("skipped", ()))
+    print_rows(
+        [{"": key, "value": f"{value:.2f}" if isinstance(value, float) else value} for key, value in scores.items()]
+    )
+    if "iou" in result:
+        rows = [
+            {"class": name, "IoU": "absent" if iou is None else f"{iou:.1f}"} for name, iou in result["iou"].items()
+        ]
+        print_rows(rows)
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table of rows with the same keys, which are its head."""
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0] if rows else []:
+        table.add_column(str(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+
+
+def print_markdown_table(text: str) -> None:
+    """A Markdown table in aligned columns."""
+    head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    print_rows([dict(zip(head, cells, strict=True)) for cells in body])
+
+
+def print_card(card: dict[str, Any]) -> None:
+    """One method of the catalogue."""
+    console.print(f"{card['name']}: {card['title']} ({card['year']})", style="bold")
+    console.print(f"{card['idea']}\n")
+    print_rows([{"": key, "value": card[key]} for key in ("task", "needs", "gives", "paper", "claim", "command")])
+    if card["published"]:
+        console.print("\npublished, not measured here:")
+        print_rows(card["published"])
+
+
+def print_inspection(summary: dict[str, Any]) -> None:
+    """What `inspect` found."""
+    console.print(f"{summary['data']}: {summary['layout']} layout, {len(summary['classes'])} classes\n")
+    splits = summary["splits"]
+    print_rows([{"split": split, "images": count} | _kinds_of(split, summary) for split, count in splits.items()])
+    console.print()
+    print_rows([{"class": name, **numbers} for name, numbers in summary["balance"].items()])
+    fitting = [method["name"] for method in summary["methods"] if method["fits"]]
+    console.print(f"\nmethods that fit: {', '.join(fitting) or 'none'}")
+    for problem in summary["problems"]:
+        console.print(f"broken: {problem['path']}: {problem['reason']}; {problem['mend']}", style="red")
+    if "page" in summary:
+        console.print(f"pictures: {summary['page']}")
+
+
+def _kinds_of(split: str, summary: dict[str, Any]) -> dict[str, int]:
+    return {kind: counts[split] for kind, counts in summary["kinds"].items()}

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from conftest import TINY_OPTIONS, Called
+from labelwise.reports.statistics import paired_difference
+from labelwise.verbs import compare as module
+
+Call = Callable[..., Called]
+
+OPTIONS = TINY_OPTIONS | {"steps": 2, "scale_range": "[0.75, 1.5]"}
+OWN = {"cutmix": "false", "cps.cross_weight": 0.5}
+SPECS = ("masks:1/2", "masks:all")
+
+
+def words(
+    data: Path, out: Path, *more: object, seeds: int = 1, labels: Sequence[str] = SPECS[:1], own: bool = True
+) -> list[object]:
+    """The rest of a call of `compare` after the names of the methods, with or without the options of `cps` alone."""
+    options = OPTIONS | (OWN if own else {})
+    pairs = [part for name, value in options.items() for part in ("--option", f"{name}={value}")]
+    specs = [part for spec in labels for part in ("--labels", spec)]
+    return ["--data", data, "--out", out, "--seeds", seeds, *specs, *pairs, "--workers", 0, *more]
+
+
+@pytest.fixture(scope="module")
+def comparison(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two methods over two budgets and two seeds; read only."""
+    from labelwise.cli import main
+
+    out = tmp_path_factory.mktemp("comparisons") / "finished"
+    code = main(["compare", "supervised", "cps", *map(str, words(shapes_folder, out, seeds=2, labels=SPECS))])
+    assert code == 0
+    return out
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
+    return content
+
+
+def test_every_method_is_run_on_every_budget_and_seed(comparison: Path) -> None:
+    content = stored(comparison)
+    assert content["methods"] == ["supervised", "cps"] and content["baseline"] == "supervised"
+    assert content["labels"] == list(SPECS) and content["seeds"] == 2 and content["metric"] == "miou"
+    runs = {(run["method"], run["labels"], run["seed"]): run for run in content["runs"]}
+    assert runs.keys() == {(m, spec, seed) for m in ("supervised", "cps") for spec in SPECS for seed in (0, 1)}
+    for (method, spec, seed), run in runs.items():
+        config = yaml.safe_load((comparison / run["folder"] / "config.yaml").read_text())
+        assert (config["method"], config["labels"], config["seed"]) == (method, spec, seed)
+        assert run["score"] == json.loads((comparison / run["folder"] / "results.json").read_text())["miou"]
+        assert run["labeled"] == (6 if spec == "masks:1/2" else 12)
+
+
+def test_options_go_to_the_methods_that_have_them(comparison: Path) -> None:
+    for run in stored(comparison)["runs"]:
+        options = yaml.safe_load((comparison / run["folder"] / "config.yaml").read_text())["options"]
+        assert options["steps"] == 2 and options["backbone"] == "tiny" and options["scale_range"] == [0.75, 1.5]
+        if run["method"] == "cps":
+            assert options["cutmix"] is False and options["cross_weight"] == 0.5
+        else:
+            assert "cutmix" not in options
+
+
+def test_table_plot_and_page_are_written(comparison: Path) -> None:
+    rows = list(csv.DictReader((comparison / "table.csv").open()))
+    assert [(row["labels"], row["method"], row["seeds"]) for row in rows] == [
+        (spec, method, "2") for spec in SPECS for method in ("supervised", "cps")
+    ]
+    assert (comparison / "table.md").read_text().startswith("| labels | method | seeds | mean IoU (%) | against super")
+    with Image.open(comparison / "pictures" / "side_by_side.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 4 * 48
+    page = (comparison / "report.html").read_text()
+    assert "data:image/png;base64," in page and "<svg" in page and "runs/cps-shapes-masks-all-seed1/report.html" in page
+
+
+def test_differences_are_paired_by_seed(comparison: Path) -> None:
+    scores = {(run["method"], run["labels"], run["seed"]): run["score"] for run in stored(comparison)["runs"]}
+    rows = {(row["labels"], row["method"]): row for row in csv.DictReader((comparison / "table.csv").open())}
+    for spec in SPECS:
+        ours, theirs = ([scores[name, spec, seed] for seed in (0, 1)] for name in ("cps", "supervised"))
+        gain = paired_difference(ours, theirs)
+        row = rows[spec, "cps"]
+        assert float(row["difference"]) == pytest.approx(gain.mean)
+        assert float(row["difference_half_width"]) == pytest.approx(gain.half_width)
+        assert row["pairs"] == "2" and rows[spec, "supervised"]["difference"] == ""
+
+
+def test_methods_see_the_same_labelled_images(comparison: Path) -> None:
+    for spec in SPECS:
+        for seed in (0, 1):
+            protocols = {
+                json.loads((comparison / run["folder"] / "results.json").read_text())["protocol"]
+                for run in stored(comparison)["runs"]
+                if (run["labels"], run["seed"]) == (spec, seed)
+            }
+            assert len(protocols) == 1
+
+
+def test_the_same_call_again_trains_nothing_and_prints_the_same(
+    call: Call, comparison: Path, shapes_folder: Path
+) -> None:
+    before = {path: path.read_bytes() for path in comparison.rglob("model.safetensors")}
+    times = {path: path.stat().st_mtime_ns for path in before}
+    again = call("compare", "supervised", "cps", *words(shapes_folder, comparison, "--json", seeds=2, labels=SPECS))
+    assert again.code == 0 and again.err.count("finished already") == 8 and "step " not in again.err
+    assert {path: path.stat().st_mtime_ns for path in before} == times and len(before) == 8
+    assert again.json["report"] == str(comparison / "report.html")
+    assert again.json["runs"] == stored(comparison)["runs"]
+    table = call("compare", "supervised", "cps", *words(shapes_folder, comparison, seeds=2, labels=SPECS)).out
+    assert re.search(r"^masks:all +cps +2 +\d+\.\d\d ± \d+\.\d\d +[+−-]\d+\.\d\d", table, re.M)
+    assert table.endswith(f"report with pictures: {comparison / 'report.html'}\n")
+
+
+def test_more_methods_labels_and_seeds_extend_a_comparison(
+    call: Call, monkeypatch: pytest.MonkeyPatch, shapes_folder: Path, tmp_path: Path
+) -> None:
+    # The pages of the runs would take longer than the runs.
+    monkeypatch.setattr("labelwise.verbs.train.write_run_report", lambda folder: None)
+    out = tmp_path / "out"
+    plain = words(shapes_folder, out, own=False)
+    assert call("compare", "supervised", *plain).code == 0
+    own = words(shapes_folder, out, "--labels", "masks:1/4", "--json")
+    more = call("compare", "cps", "supervised", *own).json
+    assert more["methods"] == ["cps", "supervised"] and more["baseline"] == "cps"
+    assert more["labels"] == ["masks:1/2", "masks:1/4"]
+    assert [(run["labels"], run["method"]) for run in more["runs"]] == [
+        ("masks:1/2", "supervised"),
+        ("masks:1/2", "cps"),
+        ("masks:1/4", "cps"),
+        ("masks:1/4", "supervised"),
+    ]
+    fewer = call("compare", "supervised", *plain, "--json").json
+    assert len(fewer["runs"]) == 4 and fewer["methods"] == ["supervised", "cps"]
+    assert len((out / "table.csv").read_text().splitlines()) == 5
+
+
+def test_other_settings_are_refused_in_one_line(call: Call, comparison: Path, shapes_folder: Path) -> None:
+    before = (comparison / "comparison.json").read_bytes()
+    refused = call("compare", "supervised", *words(shapes_folder, comparison, "--option", "steps=3", own=False))
+    assert refused.message == (
+        f"--out {comparison}: holds a comparison with other settings (options.supervised.steps: 2 -> 3); "
+        "name another folder"
+    )
+    assert (comparison / "comparison.json").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_refused(call: Call, shapes_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    for out in (tmp_path, tmp_path / "letter.txt"):
+        message = call("compare", "supervised", *words(shapes_folder, out, own=False)).message.split(": ", 1)[1]
+        assert message == "holds something else than a comparison; name a new or empty folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("call_words", "message"),
+    [
+        (["supervised", "csp"], "unknown method 'csp'; did you mean 'cps'?"),
+        (["supervised", "supervised"], "METHOD supervised: given twice; give it once"),
+        (["supervised", "--labels", "masks:1/2", "--labels", "masks:1/2"], "--labels masks:1/2: given twice"),
+        (["supervised", "--labels", "masks:1/2", "--labels", "masks:99"], "--labels masks:99: asks for 99 masks; the"),
+        (["supervised", "cps", "--labels", "tags"], "--labels tags: gives tags, but 'supervised' needs masks"),
+        (["supervised", "--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["supervised", "--option", "crosweight=1"], "--option crosweight: 'supervised' has no option 'crosweight'"),
+        (["supervised", "cps", "--option", "crosweight=1"], "--option crosweight: none of supervised, cps has an opti"),
+        (["supervised", "--option", "cps.crop=1"], "--option cps.crop: 'cps' is not among the methods compared (super"),
+        (["cps", "--option", "cps.crp=1"], "--option cps.crp: 'cps' has no option 'crp'; did you mean 'crop'?"),
+        (["cps", "--option", "crop=big"], "--crop big: must be a whole number"),
+        (["cps", "--option", "crop"], "--option crop: must be NAME=VALUE, such as crop=64 or cps.cutmix=false"),
+        (["cps", "--preset", "mimi"], "--preset mimi: neither a preset of 'cps' nor a file; did you mean 'mini'?"),
+        (["cps", "--split", "trian"], ": no split 'trian'; did you mean 'train'?"),
+        (["cps", "--val-split", "vall"], ": no split 'vall'; did you mean 'val'?"),
+        (["cps", "--devices", "0"], "--devices 0: must be at least 1"),
+    ],
+)
+def test_a_wrong_call_trains_nothing(
+    call: Call, shapes_folder: Path, tmp_path: Path, call_words: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    refused = call("compare", *call_words, "--data", shapes_folder, "--out", out, "--workers", 0)
+    assert message in refused.message
+    assert not out.exists()
+
+
+def test_a_run_of_several_processes_is_one_call_of_train(
+    call: Call, monkeypatch: pytest.MonkeyPatch, shapes_folder: Path, tmp_path: Path, comparison: Path
+) -> None:
+    calls: list[list[str]] = []
+
+    class Launched(Exception):
+        pass
+
+    def launch(command: list[str], **options: Any) -> None:
+        assert options == {"check": True, "stdout": subprocess.DEVNULL}
+        calls.append(command)
+        raise Launched
+
+    monkeypatch.setattr(module.subprocess, "run", launch)
+    with pytest.raises(Launched):
+        call(
+            "compare",
+            "cps",
+            *words(shapes_folder, tmp_path / "out", "--devices", 2, "--deterministic", "--skip-broken"),
+        )
+    (command,) = calls
+    assert command[:5] == [sys.executable, "-m", "labelwise", "train", "cps"]
+    monkeypatch.undo()
+    heard: dict[str, Any] = {}
+    monkeypatch.setattr("labelwise.verbs.train.train", lambda name, **given: heard.update(given) or {"miou": 1.0})
+    assert call(*command[3:]).code == 0
+    assert heard["hardware"].devices == 2 and heard["hardware"].deterministic and heard["hardware"].workers == 0
+    assert heard["seed"] == 0 and heard["skip_broken"] is True and heard["labels"] == "masks:1/2"
+    assert heard["cutmix"] is False and heard["scale_range"] == (0.75, 1.5) and heard["cross_weight"] == 0.5
+    assert heard["out"] == tmp_path / "out" / "runs" / "cps-shapes-masks-1-2-seed0"
