@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import PATIENCE, ended, outcome, start, tiny_run, train_words, wait_for
 
 from labelwise.checkpoints import newest_intact
 from labelwise.cli import main
 from labelwise.datasets.shapes import ShapesOptions, write_shapes
 from labelwise.engine import Training
-from labelwise.hardware import process_rank
+from labelwise.hardware import Hardware, process_rank
 from labelwise.methods.masks.supervised import Supervised
+from labelwise.verbs.evaluate import evaluate
+from tiny_runs import PATIENCE, ended, outcome, start, tiny_run, train_slowly, train_words, wait_for
 
 OPTIONS: dict[str, Any] = {"batch_size": 4, "eval_every": 2}
 
@@ -52,16 +53,19 @@ def said(output: Path, rank: int, stream: str) -> str:
     return file.read_text() if file.exists() else ""
 
 
+@pytest.fixture(scope="module")
+def trained(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run("supervised", shapes_folder, tmp_path_factory.mktemp("run"), steps=2)
+
+
 @pytest.mark.parametrize("world", [2, 3])
-def test_any_number_of_processes_gives_the_same_score(shapes_folder: Path, tmp_path: Path, world: int) -> None:
+def test_any_number_of_processes_gives_the_same_score(tmp_path: Path, trained: Path, world: int) -> None:
     five = tmp_path / "five"
     write_shapes(five, ShapesOptions(train=1, val=5, size=48))
-    run = tiny_run("supervised", shapes_folder, tmp_path / "run", steps=2)
-    words = ["evaluate", str(run), f"--data={five}", "--accelerator=cpu", "--json"]
+    words = ["evaluate", str(trained), f"--data={five}", "--accelerator=cpu", "--json"]
     assert [ended(process) for process in start_all(words, tmp_path, world)] == [0] * world
-    assert ended(start(words, tmp_path / "alone")) == 0
     together = json.loads(said(tmp_path, 0, "stdout"))
-    assert together == json.loads((tmp_path / "alone" / "stdout").read_text())
+    assert together == evaluate(trained, data=five, hardware=Hardware(accelerator="cpu"))
     assert together["images"] == 5
     assert not any(said(tmp_path, rank, "stdout") for rank in range(1, world))
 
@@ -80,9 +84,9 @@ def train_and_keep_state(words: list[str]) -> int:
 
 
 def test_processes_stay_equal_and_a_signal_to_any_stops_all(shapes_folder: Path, tmp_path: Path) -> None:
-    words = train_words("cps", shapes_folder, tmp_path / "cut", **OPTIONS, steps=12)
-    first, second = start_all(words, tmp_path, 2)
-    wait_for(lambda: "step 2/12" in said(tmp_path, 0, "stderr"), first)
+    words = train_words("supervised", shapes_folder, tmp_path / "cut", **OPTIONS)
+    first, second = start_all(words, tmp_path, 2, command=train_slowly)
+    wait_for(lambda: "step 2/6" in said(tmp_path, 0, "stderr"), first)
     os.kill(second.pid, signal.SIGTERM)
     assert (ended(first), ended(second)) == (143, 0)
     assert said(tmp_path, 0, "stderr").splitlines()[-1].startswith("error: stopped by SIGTERM")
@@ -95,7 +99,7 @@ def test_processes_stay_equal_and_a_signal_to_any_stops_all(shapes_folder: Path,
     assert any(name.endswith("running_var") for name in states[0])
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
-    whole = train_words("cps", shapes_folder, tmp_path / "whole", **OPTIONS, steps=12)
+    whole = train_words("supervised", shapes_folder, tmp_path / "whole", **OPTIONS)
     assert [ended(process) for process in start_all(whole, tmp_path, 2)] == [0, 0]
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 

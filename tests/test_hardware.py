@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import outcome, tiny_run
+from safetensors.torch import load_file
 from torch import nn
 
+from labelwise.cli import main
 from labelwise.engine import build_trainer
 from labelwise.errors import UserError
 from labelwise.hardware import Hardware, process_rank
 from labelwise.models.deeplab_v3plus import DeepLabV3Plus
+from tiny_runs import outcome, tiny_run, train_words
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,20 @@ from labelwise.models.deeplab_v3plus import DeepLabV3Plus
 def test_what_no_machine_has_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Hardware(**options)
+
+
+def test_a_wrong_number_ends_the_command_with_one_line(
+    shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_words("supervised", shapes_folder, tmp_path / "run", devices=0)) == 2
+    assert capsys.readouterr().err == "error: --devices 0: must be at least 1\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(UserError, match="--devices 2: fewer than the processes that were started"):
+        build_trainer(Hardware(accelerator="cpu", devices=2))
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a bare machine")
@@ -75,31 +91,36 @@ def test_workers_are_half_the_cores_unless_told(monkeypatch: pytest.MonkeyPatch)
     assert Hardware(workers=3).loader_workers() == 3
 
 
-def test_deterministic_runs_refuse_operators_that_vary(shapes_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without any option of the machine."""
+    return tiny_run("supervised", shapes_folder, tmp_path_factory.mktemp("plain"), steps=2)
+
+
+def test_deterministic_runs_refuse_operators_that_vary(shapes_folder: Path, tmp_path: Path, plain: Path) -> None:
     try:
-        deterministic = tiny_run("cps", shapes_folder, tmp_path / "once", {"deterministic": True}, steps=2)
+        deterministic = tiny_run("supervised", shapes_folder, tmp_path, {"deterministic": True}, steps=2)
         assert torch.are_deterministic_algorithms_enabled()
-        again = tiny_run("cps", shapes_folder, tmp_path / "twice", {"deterministic": True}, steps=2)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert outcome(deterministic) == outcome(again)
+    assert outcome(deterministic) == outcome(plain)
 
 
-def test_the_precision_changes_the_weights_only_a_little(shapes_folder: Path, tmp_path: Path) -> None:
-    from labelwise.saved import load_model
-
-    weights = []
-    for precision in ("32-true", "bf16-mixed"):
-        run = tiny_run("supervised", shapes_folder, tmp_path / precision, {"precision": precision}, steps=2)
-        state = load_model(run).network.state_dict()
-        assert all(value.dtype != torch.bfloat16 for value in state.values())
-        weights.append(torch.cat([value.flatten().float() for value in state.values()]))
-    assert not torch.equal(*weights)
-    assert torch.allclose(*weights, atol=0.1)
+def test_half_precision_changes_the_weights_only_a_little(shapes_folder: Path, tmp_path: Path, plain: Path) -> None:
+    half = tiny_run("supervised", shapes_folder, tmp_path, {"precision": "bf16-mixed"}, steps=2)
+    states = [load_file(run / "model.safetensors") for run in (plain, half)]
+    assert {value.dtype for state in states for value in state.values()} == {torch.float32, torch.int64}
+    first, second = (torch.cat([value.flatten().float() for value in state.values()]) for state in states)
+    assert not torch.equal(first, second)
+    assert torch.allclose(first, second, atol=0.1)
 
 
 def test_without_a_compiler_the_plain_network_is_trained(
-    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shapes_folder: Path,
+    tmp_path: Path,
+    plain: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("no C++ compiler\nand much more")
@@ -108,13 +129,17 @@ def test_without_a_compiler_the_plain_network_is_trained(
         self._compiled_call_impl = fail
 
     monkeypatch.setattr(nn.Module, "compile", compile_into_failure)
-    compiled = tiny_run("supervised", shapes_folder, tmp_path / "compiled", {"compile": True}, steps=2)
+    compiled = tiny_run("supervised", shapes_folder, tmp_path, {"compile": True}, steps=2)
     assert "torch.compile does not work here (no C++ compiler); going on without" in capsys.readouterr().err
-    assert outcome(compiled) == outcome(tiny_run("supervised", shapes_folder, tmp_path / "plain", steps=2))
+    assert outcome(compiled) == outcome(plain)
 
 
 def test_a_compiled_network_is_called_and_saved_under_the_same_names(
-    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shapes_folder: Path,
+    tmp_path: Path,
+    plain: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     called = []
 
@@ -126,10 +151,10 @@ def test_a_compiled_network_is_called_and_saved_under_the_same_names(
         self._compiled_call_impl = compiled
 
     monkeypatch.setattr(nn.Module, "compile", compile_)
-    compiled = tiny_run("supervised", shapes_folder, tmp_path / "compiled", {"compile": True}, steps=2)
+    compiled = tiny_run("supervised", shapes_folder, tmp_path, {"compile": True}, steps=2)
     assert called[:3] == [False, True, True]
     assert "does not work" not in capsys.readouterr().err
-    assert outcome(compiled) == outcome(tiny_run("supervised", shapes_folder, tmp_path / "plain", steps=2))
+    assert outcome(compiled) == outcome(plain)
 
 
 def test_frozen_norms_stay_in_evaluation_from_the_first_step(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import tiny_run
 from torchvision import tv_tensors
 
 from labelwise import datasets
@@ -28,6 +27,7 @@ from labelwise.loaders import (
 from labelwise.method import Method, Stream
 from labelwise.methods.few_masks.cps import CPS
 from labelwise.samples import Kind, Sample, Views
+from tiny_runs import tiny_run
 
 sizes, counts = st.integers(1, 20), st.integers(1, 5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny_runs import cut, tiny_run
 
 from labelwise import progress
 from labelwise.errors import UserError
+from labelwise.metrics.segmentation import Scores, SegmentationScores
 from labelwise.progress import MetricsCsv, TrainingProgress, watched
+from tiny_runs import cut, tiny_run
 
 
 def rows(run: Path) -> dict[int, dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as file:
-        return {int(row.pop("step")): {name: value for name, value in row.items() if value} for row in csv.DictReader(file)}
+        return {
+            int(row.pop("step")): {name: value for name, value in row.items() if value} for row in csv.DictReader(file)
+        }
 
 
 def state(step: int, **metrics: float) -> Any:
@@ -59,6 +63,22 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert rows(tmp_path)[4] == {"loss/cross": "1.33333"}
 
 
+def test_a_score_that_was_not_measured_this_time_is_left_out(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = SegmentationScores.compute
+
+    def without_one(self: SegmentationScores) -> Scores:
+        scores = score(self)
+        absent = "ball" if len(rows(tmp_path)) == 2 else "ring"
+        return replace(scores, iou=scores.iou | {"ball": 1.0, "ring": 1.0} | {absent: None})
+
+    monkeypatch.setattr(SegmentationScores, "compute", without_one)
+    tiny_run("supervised", shapes_folder, tmp_path, steps=3, eval_every=1)
+    assert ["val/iou/ball" in row for row in rows(tmp_path).values()] == [True, False, True]
+    assert ["val/iou/ring" in row for row in rows(tmp_path).values()] == [False, True, False]
+
+
 def test_scores_are_told_from_losses_and_belong_to_the_steps_done(tmp_path: Path) -> None:
     table = MetricsCsv(tmp_path / "metrics.csv", every=1)
     log(table, 1, 2)
@@ -88,7 +108,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_without_a_terminal_every_tenth_of_the_steps_is_one_line(
     shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_run("supervised", shapes_folder, tmp_path, {"accumulate": 2}, steps=20)
+    tiny_run("supervised", shapes_folder, tmp_path, {"accumulate": 2, "checkpoint_every": 50}, steps=20)
     lines = [line for line in capsys.readouterr().err.splitlines() if "steps/s" in line]
     assert [line.split()[2] for line in lines] == [f"{step}/20" for step in range(2, 21, 2)]
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import OPTIONS, cut, tiny_run, train_words
 
 from labelwise.cli import main
 from labelwise.configuration import load_preset, make_config
 from labelwise.errors import UserError
 from labelwise.methods.few_masks.cps import CPS
 from labelwise.runs import Run, read_json, read_yaml
+from tiny_runs import OPTIONS, cut, tiny_run, train_words
 
 REQUEST = {"method": "cps", "seed": 0, "options": {"crop": 32, "learning_rate": 1e-5, "scale_range": (0.5, 2.0)}}
 
@@ -70,7 +70,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     file = tmp_path / "thesis.tex"
     file.write_text("years of work")
     for out in (tmp_path, file):
-        with pytest.raises(UserError, match="--out .*: (holds something else than a run|is a file); name a"):
+        with pytest.raises(UserError, match=r"--out .*: (holds something else than a run|is a file); name a"):
             Run(out, REQUEST)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

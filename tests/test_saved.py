@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import OPTIONS, tiny_run
 
 from labelwise.datasets.base import Classes
 from labelwise.errors import UserError
 from labelwise.methods.few_masks.cps import CPS
 from labelwise.models.tiny import TinyNetwork
 from labelwise.saved import DESCRIPTION, WEIGHTS, load_model, save_model
+from tiny_runs import OPTIONS, tiny_run
 
 
 @pytest.fixture(scope="module")

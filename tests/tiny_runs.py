@@ -20,6 +20,7 @@ import torch
 from labelwise.checkpoints import Checkpoints, StopSignals
 from labelwise.cli import main
 from labelwise.hardware import Hardware
+from labelwise.method import Method
 from labelwise.verbs.train import train
 
 OPTIONS: dict[str, Any] = {
@@ -31,6 +32,7 @@ OPTIONS: dict[str, Any] = {
     "batch_size": 2,
     "steps": 6,
 }
+MACHINE: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true", "workers": 0}
 PATIENCE = 120
 """Seconds until something is taken to hang."""
 
@@ -38,7 +40,7 @@ PATIENCE = 120
 def tiny_run(method: str, data: Path, out: Path, machine: Mapping[str, Any] | None = None, **options: Any) -> Path:
     """Train in this process, saving after every step unless `machine` says otherwise."""
     call: dict[str, Any] = {"labels": options.pop("labels", "masks:6"), "seed": options.pop("seed", 0)}
-    hardware = Hardware(**{"accelerator": "cpu", "workers": 0, "checkpoint_every": 1} | dict(machine or {}))
+    hardware = Hardware(**MACHINE | {"checkpoint_every": 1} | dict(machine or {}))
     train(method, data=data, out=out, hardware=hardware, **call, **OPTIONS | options)
     return out
 
@@ -53,8 +55,20 @@ def outcome(run: Path) -> tuple[bytes, dict[str, Any], str]:
 
 def train_words(method: str, data: Path, out: Path, *words: str, **options: Any) -> list[str]:
     """The words of the same call for the shell."""
-    flags = OPTIONS | {"labels": "masks:6", "data": data, "out": out, "accelerator": "cpu", "workers": 0} | options
+    flags = OPTIONS | MACHINE | {"labels": "masks:6", "data": data, "out": out} | options
     return ["train", method, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()), *words]
+
+
+def train_slowly(words: list[str]) -> int:
+    """The command with steps long enough to be killed between."""
+    step = Method.training_step
+
+    def slow(self: Method, *batch: Any) -> Any:
+        time.sleep(0.1)
+        return step(self, *batch)
+
+    Method.training_step = slow  # type: ignore[method-assign]
+    return main(words)
 
 
 class Cut(Exception):

@@ -54,6 +54,9 @@ def build_trainer(
         UserError: this machine cannot do what is asked of it.
     """
     _quiet_lightning()
+    if process_rank() >= hardware.world:
+        # Without this, each would train the whole run into the same folder.
+        raise UserError(f"--devices {hardware.devices}: fewer than the processes that were started; name as many")
     if process_rank() != 0:
         _end_with_parent()
     try:
@@ -160,7 +163,7 @@ class Training:
             inference_mode=False,
         )
         loaders, validation = self._loaders(resumed_at, total), self._validation_loader()
-        if hardware.on_gpu:
+        if hardware.channels_last():
             self.method.to(memory_format=torch.channels_last)
         if hardware.compile:
             _compile(self.method, hardware)

@@ -33,8 +33,11 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # A full disk is noticed by the descriptor, which knows no name.
+            error.filename = error.filename or str(path)
         raise
     if durable:
         _sync_folder(path.parent)

@@ -117,14 +117,23 @@ class MethodConfig:
             UserError: names the option.
         """
         for name, least in (("steps", 0), ("batch_size", 1), ("eval_every", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+            require_at_least(name, getattr(self, name), least)
         if not self.steps and self.epochs <= 0:
             raise UserError(f"--epochs {self.epochs}: must be above 0")
 
     def total_steps(self, images: int) -> int:
         """The number of optimiser steps: `steps`, or `epochs` times the whole batches of so many images."""
         return self.steps or max(1, int(self.epochs * max(1, images // self.batch_size)))
+
+
+def require_at_least(name: str, value: float, least: float) -> None:
+    """Refuse an option's value that is too small.
+
+    Raises:
+        UserError: names the option.
+    """
+    if value < least:
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
 @dataclass(frozen=True)

@@ -68,13 +68,12 @@ class MetricsCsv(Callback):
     def _add(self, trainer: lightning.Trainer, *, evaluation: bool) -> None:
         if not trainer.is_global_zero:
             return
-        numbers = {
-            name: f"{value:.6g}"
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith(_EVALUATION) == evaluation
-        }
+        metrics = trainer.callback_metrics
+        # Taken out, or the score of a class that does not occur the next time would be kept as if it were measured.
+        fresh = {name: metrics.pop(name) for name in list(metrics) if name.startswith(_EVALUATION) == evaluation}
         # An evaluation on its own, before the training goes on, counts no steps.
-        self._rows.setdefault(trainer.global_step or self.resumed_at, {}).update(numbers)
+        row = self._rows.setdefault(trainer.global_step or self.resumed_at, {})
+        row.update({name: f"{value:.6g}" for name, value in fresh.items()})
         names = dict.fromkeys(name for row in self._rows.values() for name in row)
         text = io.StringIO()
         writer = csv.DictWriter(text, ["step", *names], lineterminator="\n")

@@ -120,14 +120,15 @@ def test_classes_are_as_common_as_documented(many: list[Sample]) -> None:
     assert shares[1:].tolist() == pytest.approx(list(FREQUENCIES.values()), abs=0.04)
 
 
-def test_color_does_not_tell_the_class(many: list[Sample]) -> None:
-    """Mean colors of objects: the nearest class mean guesses little better than always naming the commonest class."""
+def test_color_hints_at_the_class_but_does_not_tell_it(many: list[Sample]) -> None:
+    """Mean colors of objects: the nearest class mean guesses better than chance, and wrong for half of the objects."""
     colors = torch.stack([s.image[:, i].float().mean(dim=1) for s in many for i in s.instances])
     labels = torch.cat([sample.instance_labels for sample in many])
     half = len(labels) // 2
     means = torch.stack([colors[:half][labels[:half] == label].mean(dim=0) for label in CLASSES.objects])
     guessed = torch.cdist(colors[half:], means).argmin(dim=1) + 1
-    assert (guessed == labels[half:]).float().mean() < max(FREQUENCIES.values()) + 0.03
+    right = (guessed == labels[half:]).float().mean()
+    assert max(FREQUENCIES.values()) + 0.1 < right < 0.6
 
 
 def test_an_unknown_split_is_refused() -> None:
@@ -172,9 +173,10 @@ def test_ood_scenes_have_grounds_but_no_objects() -> None:
 
 
 def surface_contrast(sample: Sample) -> list[float]:
-    """For every object the median step of brightness between neighbours among its pixels."""
-    steps = sample.image.float().mean(dim=0).diff(dim=1, append=torch.zeros(sample.image.shape[1], 1)).abs()
-    return [float(steps[instance].median()) for instance in sample.instances]
+    """For every object the range of brightness of the middle half of its pixels, however coarse its pattern is."""
+    brightness = sample.image.float().mean(dim=0)
+    quartiles = torch.tensor([0.25, 0.75])
+    return [float(brightness[instance].quantile(quartiles).diff()) for instance in sample.instances]
 
 
 def test_parts_leave_most_of_an_object_plain() -> None:
@@ -201,10 +203,10 @@ def test_parts_give_all_classes_a_similar_area() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"train": -1}, "--train is -1; give 0 or more"),
-        ({"size": 8}, "--size is 8; give 48 pixels or more"),
-        ({"context": 1.5}, "--context is 1.5; give a share between 0 and 1"),
-        ({"noise_amount": -0.1}, "--noise-amount is -0.1; give a share between 0 and 1"),
+        ({"train": -1}, "--train -1: must be at least 0"),
+        ({"size": 8}, "--size 8: must be between 48 and 2048 pixels"),
+        ({"context": 1.5}, "--context 1.5: must be a share between 0 and 1"),
+        ({"noise_amount": -0.1}, "--noise-amount -0.1: must be a share between 0 and 1"),
         ({"noise": "dilate"}, "unknown --noise 'dilate'; did you mean 'dilated'"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from labelwise.datasets.base import Classes
+from labelwise.errors import UserError
 from labelwise.losses.pixel import cross_entropy
 from labelwise.methods.few_masks.cps import CPS, cross_pseudo_loss, joint_cross_pseudo_loss, mixed_pseudo_labels
 from labelwise.samples import Batch
@@ -123,6 +124,8 @@ def test_cutmix_draws_a_second_unlabelled_stream() -> None:
 def test_scales_stay_within_the_range_asked_for() -> None:
     scale_crop = method(scale_range=(0.75, 1.5)).streams()["labeled"].transform.geometric.transforms[0]
     assert tuple(scale_crop.scales) == (0.75, 1.0, 1.5)
+    with pytest.raises(UserError, match="--scale-range 1.1 1.4: holds none"):
+        method(scale_range=(1.1, 1.4))
 
 
 def test_prediction_uses_the_first_network_alone() -> None:

@@ -20,8 +20,10 @@ def method(**options: object) -> Supervised:
 
 def labeled(ignored: bool = False) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    mask = torch.randint(len(CLASSES), (2, 32, 32), generator=generator, dtype=torch.uint8)
+    image = torch.randint(100, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    mask = torch.zeros(2, 32, 32, dtype=torch.uint8)
+    image[:, 0, :, 16:] += 150
+    mask[:, :, 16:] = 2
     return Batch(ids=("a", "b"), image=image, mask=torch.full_like(mask, 255) if ignored else mask)
 
 

@@ -10,18 +10,23 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchvision.transforms import v2
 
 from labelwise.datasets.base import Classes
-from labelwise.method import Method, MethodConfig
+from labelwise.errors import UserError
+from labelwise.method import Method, MethodConfig, require_at_least
 from labelwise.metrics.boundary import BoundaryIoU
 from labelwise.metrics.segmentation import Scores, SegmentationScores
 from labelwise.models.backbones import create_backbone
-from labelwise.models.deeplab_v3plus import DeepLabV3Plus, Variant
+from labelwise.models.deeplab_v3plus import DeepLabV3Plus
 from labelwise.models.sliding import sliding_window_logits
 from labelwise.samples import Batch
+from labelwise.transforms import RandomChoiceScaleCrop, RandomScaleCrop, WeakView
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SCALES = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
+"""The scales of the CPS family's released code; 1.25 is not among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +41,18 @@ class SegmentationConfig(MethodConfig):
     "input pixels per feature pixel of the backbone's last stage"
     decoder_channels: int = 256
     "channels of the atrous pyramid and the decoder"
+    head: Literal["plain", "concatenated"] = "plain"
+    "atrous pyramid: plain (UniMatch), or normalised once over its concatenated branches (CPS)"
+    multi_grid: bool = False
+    "dilations 2, 4, 8 in the last stage, where the backbone is a ResNet (CPS)"
     crop: int = 321
     "side of the square training crops in pixels"
+    scaling: Literal["uniform", "choice"] = "uniform"
+    "before the crop: a uniform factor, padding right and below (UniMatch), or one of six, padding around (CPS)"
     scale_range: tuple[float, float] = (0.5, 2.0)
-    "least and greatest factor of the random scaling before the crop"
+    "least and greatest factor of the scaling"
+    scale_base: int = 0
+    "uniform factors are relative to this long side in pixels; 0 = the image's own"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     "sgd has momentum 0.9"
     learning_rate: float = 0.001
@@ -54,6 +67,29 @@ class SegmentationConfig(MethodConfig):
     "keep the backbone's BatchNorm statistics as they were loaded; wanted for small batches"
     window: int = 0
     "side of the sliding window in evaluation, in pixels; 0 = the whole image at once"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no segmenter can have.
+
+        Raises:
+            UserError: names the option.
+        """
+        super().__post_init__()
+        for name, least in (("crop", 8), ("decoder_channels", 1), ("window", 0)):
+            require_at_least(name, getattr(self, name), least)
+        for name in ("learning_rate", "head_multiplier", "weight_decay"):
+            require_at_least(name, getattr(self, name), 0)
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise UserError(f"--scale-range {low} {high}: must be two rising numbers above 0")
+        if self.scaling == "choice" and not self.scales:
+            raise UserError(f"--scale-range {low} {high}: holds none of the scales {', '.join(map(str, SCALES))}")
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The factors to choose from that lie within `scale_range`."""
+        low, high = self.scale_range
+        return tuple(scale for scale in SCALES if low <= scale <= high)
 
 
 class SegmentationMethod(Method):
@@ -71,20 +107,13 @@ class SegmentationMethod(Method):
         self.boundary = BoundaryIoU(classes.names)
 
     def build_network(self, *, pretrained: bool) -> nn.Module:
-        """DeepLabv3+ on the configured backbone."""
-        return self.segmenter(pretrained=pretrained)
-
-    def segmenter(
-        self, *, pretrained: bool, variant: Variant = "plain", multi_grid: tuple[int, ...] | None = None
-    ) -> DeepLabV3Plus:
-        """A new DeepLabv3+ with its own random head.
+        """DeepLabv3+ on the configured backbone, with its own random head.
 
         Args:
             pretrained: load the configured backbone weights; False leaves the backbone random.
-            variant: form of the atrous pyramid.
-            multi_grid: dilation of each block in the last stage of a ResNet.
         """
         config = self.config
+        multi_grid = (2, 4, 8) if config.multi_grid and config.backbone.startswith("resnet") else None
         weights = config.backbone_weights if pretrained and config.backbone_weights != "none" else None
         backbone = create_backbone(config.backbone, config.output_stride, weights, multi_grid=multi_grid)
         rates = (6, 12, 18) if config.output_stride == 16 else (12, 24, 36)
@@ -94,8 +123,18 @@ class SegmentationMethod(Method):
             aspp_channels=config.decoder_channels,
             low_channels=max(16, config.decoder_channels * 48 // 256),
             rates=rates,
-            variant=variant,
+            variant=config.head,
         )
+
+    def weak_view(self) -> WeakView:
+        """The geometric augmentation: random scale, random crop, flip."""
+        config = self.config
+        scale_crop: v2.Transform
+        if config.scaling == "choice":
+            scale_crop = RandomChoiceScaleCrop(config.crop, config.scales)
+        else:
+            scale_crop = RandomScaleCrop(config.crop, config.scale_base or None, config.scale_range)
+        return WeakView(v2.Compose([scale_crop, v2.RandomHorizontalFlip()]))
 
     def normalize(self, image: Tensor) -> Tensor:
         """Scale [B, 3, H, W] uint8 images as the ImageNet backbones expect them; float32."""
@@ -122,7 +161,7 @@ class SegmentationMethod(Method):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the prediction of one image at its own size."""
         assert batch.mask is not None
-        prediction = self.predict(batch.image).argmax(1)
+        prediction = self.predict(batch.image).argmax(1).to(torch.uint8)
         self.scores.update(prediction, batch.mask)
         if self.thorough:
             self.boundary.update(prediction, batch.mask)

@@ -12,6 +12,8 @@ Noise = Literal["none", "dilated", "eroded", "shifted", "missing", "wrong_class"
 
 MINIMUM_SIZE = 48
 """The smallest image on which rungs, handles and teeth still cover whole pixels, in pixels."""
+MAXIMUM_SIZE = 2048
+"""A scene is drawn in memory, several times over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,12 @@ class ShapesOptions:
         """Check the ranges."""
         for name in ("train", "val", "ood", "seed"):
             if getattr(self, name) < 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; give 0 or more")
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 0")
         for name in ("noise_amount", "context"):
             if not 0 <= getattr(self, name) <= 1:
                 option = name.replace("_", "-")
-                raise UserError(f"--{option} is {getattr(self, name)}; give a share between 0 and 1")
-        if self.size < MINIMUM_SIZE:
-            raise UserError(f"--size is {self.size}; give {MINIMUM_SIZE} pixels or more")
+                raise UserError(f"--{option} {getattr(self, name)}: must be a share between 0 and 1")
+        if not MINIMUM_SIZE <= self.size <= MAXIMUM_SIZE:
+            raise UserError(f"--size {self.size}: must be between {MINIMUM_SIZE} and {MAXIMUM_SIZE} pixels")
         if self.noise not in get_args(Noise):
             raise UserError(f"unknown --noise '{self.noise}'{did_you_mean(self.noise, get_args(Noise))}")

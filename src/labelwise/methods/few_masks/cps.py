@@ -33,14 +33,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torchvision.transforms import v2
+from torch import Tensor
 
 from labelwise.losses.pixel import cross_entropy, ohem_cross_entropy
 from labelwise.method import Card, Claim, Needs, Published, Stream
 from labelwise.samples import Batch, Kind
 from labelwise.tasks.few_masks import FewMasksConfig, FewMasksMethod
-from labelwise.transforms import RandomChoiceScaleCrop, WeakView
 from labelwise.transforms.mixing import paste, sample_cutmix_masks
 
 
@@ -88,10 +86,6 @@ def mixed_pseudo_labels(logits: Tensor, partner: Tensor, box: Tensor) -> Tensor:
     return paste(logits.argmax(1), partner.argmax(1), box)
 
 
-SCALES = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
-"""The scales of the released code; 1.25 is not among them."""
-
-
 class CPS(FewMasksMethod):
     """Two networks teach each other by their hard predictions."""
 
@@ -135,6 +129,9 @@ class CPS(FewMasksMethod):
         "without CutMix: mean over labelled and unlabelled images jointly (code) or the sum of two means (paper)"
         ohem: bool = False
         "hard-pixel cross-entropy as the supervised loss (threshold 0.7, 50,000 pixels per image): Cityscapes"
+        head: Literal["plain", "concatenated"] = "concatenated"
+        multi_grid: bool = True
+        scaling: Literal["uniform", "choice"] = "choice"
         crop: int = 512
         learning_rate: float = 0.01
         head_multiplier: float = 1.0
@@ -143,23 +140,13 @@ class CPS(FewMasksMethod):
 
     config: Config
 
-    def build_network(self, *, pretrained: bool) -> nn.Module:
-        """The first network: DeepLabv3+ with dilations 2, 4, 8 in the last stage (variant C)."""
-        return self.segmenter(pretrained=pretrained, variant="concatenated", multi_grid=self._multi_grid)
-
     def build_training(self) -> None:
         """The second network: the same backbone weights, another random head."""
-        self.second = self.segmenter(pretrained=True, variant="concatenated", multi_grid=self._multi_grid)
-
-    @property
-    def _multi_grid(self) -> tuple[int, ...] | None:
-        return (2, 4, 8) if self.config.backbone.startswith("resnet") else None
+        self.second = self.build_network(pretrained=True)
 
     def streams(self) -> dict[str, Stream]:
-        """Labelled and unlabelled crops (six scales, centred padding, flip); with CutMix a second unlabelled one."""
-        least, greatest = self.config.scale_range
-        scales = tuple(scale for scale in SCALES if least <= scale <= greatest)
-        view = WeakView(v2.Compose([RandomChoiceScaleCrop(self.config.crop, scales), v2.RandomHorizontalFlip()]))
+        """Labelled and unlabelled crops; with CutMix a second unlabelled one. No photometric changes."""
+        view = self.weak_view()
         streams = {"labeled": Stream("labeled", view), "unlabeled": Stream("unlabeled", view)}
         return streams | ({"partner": Stream("unlabeled", view)} if self.config.cutmix else {})
 

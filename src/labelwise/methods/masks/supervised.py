@@ -8,6 +8,9 @@ Needs: masks. Gives: masks.
 Published (VOC 2012 val, DeepLabv3+ with ResNet-101, crops of 321, read-me of UniMatch, classic lists):
 45.1 / 55.3 / 64.8 / 69.7 / 73.5 mIoU with 92 / 183 / 366 / 732 / 1464 masks.
 
+The baseline of a method has to be the same network under the same augmentation. Both are options here: `--head
+concatenated --multi-grid --scaling choice` is the baseline of the CPS family.
+
 Departures: papers double the batch of the baseline (16 labelled images) so that the images per step match those of
 the semi-supervised run; `batch_size` is the user's here, and the `paper` preset holds 16.
 """
@@ -17,13 +20,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torchvision.transforms import v2
 
 from labelwise.losses.pixel import cross_entropy
 from labelwise.method import Card, Claim, Needs, Published, Stream
 from labelwise.samples import Batch, Kind
 from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod
-from labelwise.transforms import RandomScaleCrop, WeakView
 
 
 class Supervised(SegmentationMethod):
@@ -50,15 +51,11 @@ class Supervised(SegmentationMethod):
     class Config(SegmentationConfig):
         """Options of the supervised baseline."""
 
-        scale_base: int = 0
-        "random scaling is relative to this long side in pixels; 0 = the image's own"
-
     config: Config
 
     def streams(self) -> dict[str, Stream]:
-        """One stream of labelled crops: random scale 0.5 to 2, random crop, flip."""
-        scale = RandomScaleCrop(self.config.crop, base=self.config.scale_base or None, scale=self.config.scale_range)
-        return {"labeled": Stream("labeled", WeakView(v2.Compose([scale, v2.RandomHorizontalFlip()])))}
+        """One stream of labelled crops: random scale, random crop, flip."""
+        return {"labeled": Stream("labeled", self.weak_view())}
 
     def losses(self, labeled: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy over the labelled pixels."""
