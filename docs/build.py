@@ -39,7 +39,7 @@ def method_page(method: type[Method]) -> str:
         f"Task: {card.task}. Learns from: {card.needs}. Gives: {', '.join(sorted(card.gives))}.",
         f"Paper: {card.paper}.",
         "## Run it",
-        f"```\nlabelwise train {card.name} --data DATA --labels {card.claim.labels if card.claim else 'masks:all'}\n```",
+        f"```\nlabelwise train {card.name} --data DATA --labels {_labels(card)}\n```",
         f"Presets: {', '.join(f'`--preset {name}`' for name in preset_names(card.name))}.",
         "## Options",
         _options(method),
@@ -55,7 +55,10 @@ def _options(method: type[Method]) -> str:
     help_of: dict[str, str | None] = {}
     for owner in reversed(method.Config.__mro__[:-1]):
         help_of |= {entry.arg_name: entry.description for entry in parse_from_object(owner).params}
-    rows = [f"| `{_flag(field.name)}` | {_shown(field.default)} | {help_of[field.name]} |" for field in fields(method.Config)]
+    rows = [
+        f"| `{_flag(field.name)}` | {_shown(field.default)} | {help_of[field.name]} |"
+        for field in fields(method.Config)
+    ]
     return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
 
 
@@ -69,6 +72,10 @@ def _published(card: Card) -> list[str]:
 
 def _claim(card: Card) -> list[str]:
     return ["## Claim", f"{card.claim.text} Baseline: `{card.claim.baseline}`."] if card.claim else []
+
+
+def _labels(card: Card) -> str:
+    return card.claim.labels if card.claim else "masks:all"
 
 
 def _flag(name: str) -> str:

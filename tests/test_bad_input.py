@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from conftest import TINY_OPTIONS, VOC_IDS, Called, save_palette, voc_xml
 from labelwise import files
+from tests.conftest import TINY_OPTIONS, VOC_IDS, Called, save_palette, voc_xml
 
 Call = Callable[..., Called]
 TrainCall = Callable[..., Called]

@@ -20,7 +20,7 @@ from labelwise import methods
 from labelwise.checkpoints import AtomicCheckpointIO, newest_intact, step_of
 from labelwise.cli import main
 from labelwise.method import Method, NonFiniteLoss
-from tiny_runs import cut, outcome, tiny_run, train_words
+from tests.tiny_runs import cut, outcome, tiny_run, train_words
 
 STATE = {"weights": torch.arange(1000.0), "step": 3}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Called
 from labelwise import cli
 from labelwise.checkpoints import Interrupted
 from labelwise.errors import BadFile, Problem, UserError
 from labelwise.method import NonFiniteLoss
+from tests.conftest import Called
 
 Call = Callable[..., Called]
 

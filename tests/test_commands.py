@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import TINY_OPTIONS, Called
 from labelwise import commands, methods
 from labelwise.configuration import load_preset, make_config
 from labelwise.errors import UserError
 from labelwise.hardware import Hardware
+from tests.conftest import TINY_OPTIONS, Called
 
 Call = Callable[..., Called]
 

@@ -103,7 +103,7 @@ def test_an_unknown_option_is_refused(name: Any) -> None:
 @given(
     st.builds(
         CPS.Config,
-        crop=st.integers(1, 900),
+        crop=st.integers(8, 900),
         learning_rate=st.floats(1e-6, 1),
         cutmix=st.booleans(),
         average=st.sampled_from(["joint", "sum"]),

@@ -23,7 +23,7 @@ from labelwise.engine import Training
 from labelwise.hardware import Hardware, process_rank
 from labelwise.methods.masks.supervised import Supervised
 from labelwise.verbs.evaluate import evaluate
-from tiny_runs import PATIENCE, ended, outcome, start, tiny_run, train_slowly, train_words, wait_for
+from tests.tiny_runs import PATIENCE, ended, outcome, start, tiny_run, train_slowly, train_words, wait_for
 
 OPTIONS: dict[str, Any] = {"batch_size": 4, "eval_every": 2}
 

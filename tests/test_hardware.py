@@ -17,7 +17,7 @@ from labelwise.engine import build_trainer
 from labelwise.errors import UserError
 from labelwise.hardware import Hardware, process_rank
 from labelwise.models.deeplab_v3plus import DeepLabV3Plus
-from tiny_runs import outcome, tiny_run, train_words
+from tests.tiny_runs import outcome, tiny_run, train_words
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from labelwise.loaders import (
 from labelwise.method import Method, Stream
 from labelwise.methods.few_masks.cps import CPS
 from labelwise.samples import Kind, Sample, Views
-from tiny_runs import tiny_run
+from tests.tiny_runs import tiny_run
 
 sizes, counts = st.integers(1, 20), st.integers(1, 5)
 

@@ -17,7 +17,7 @@ from labelwise import progress
 from labelwise.errors import UserError
 from labelwise.metrics.segmentation import Scores, SegmentationScores
 from labelwise.progress import MetricsCsv, TrainingProgress, watched
-from tiny_runs import cut, tiny_run
+from tests.tiny_runs import cut, tiny_run
 
 
 def rows(run: Path) -> dict[int, dict[str, str]]:

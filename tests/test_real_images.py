@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Called
+from tests.conftest import Called
 
 Call = Callable[..., Called]
 

@@ -17,7 +17,7 @@ import pytest
 from labelwise.checkpoints import StopSignals, step_of
 from labelwise.cli import main
 from labelwise.methods.masks.supervised import Supervised
-from tiny_runs import cut, ended, outcome, start, tiny_run, train_slowly, train_words, wait_for
+from tests.tiny_runs import cut, ended, outcome, start, tiny_run, train_slowly, train_words, wait_for
 
 
 def said(output: Path) -> str:

@@ -18,7 +18,7 @@ from labelwise.configuration import load_preset, make_config
 from labelwise.errors import UserError
 from labelwise.methods.few_masks.cps import CPS
 from labelwise.runs import Run, read_json, read_yaml
-from tiny_runs import OPTIONS, cut, tiny_run, train_words
+from tests.tiny_runs import OPTIONS, cut, tiny_run, train_words
 
 REQUEST = {"method": "cps", "seed": 0, "options": {"crop": 32, "learning_rate": 1e-5, "scale_range": (0.5, 2.0)}}
 

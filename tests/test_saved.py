@@ -17,7 +17,7 @@ from labelwise.errors import UserError
 from labelwise.methods.few_masks.cps import CPS
 from labelwise.models.tiny import TinyNetwork
 from labelwise.saved import DESCRIPTION, WEIGHTS, load_model, save_model
-from tiny_runs import OPTIONS, tiny_run
+from tests.tiny_runs import OPTIONS, tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_FILE_WIDTH = 160
+"""Columns of a table in a file or a pipe, where no terminal sets them."""
+
 # Without markup, because names of files may hold brackets.
-console = Console(highlight=False, soft_wrap=True, markup=False)
+console = Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
 def print_json(content: Any) -> None:

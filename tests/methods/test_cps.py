@@ -124,7 +124,7 @@ def test_cutmix_draws_a_second_unlabelled_stream() -> None:
 def test_scales_stay_within_the_range_asked_for() -> None:
     scale_crop = method(scale_range=(0.75, 1.5)).streams()["labeled"].transform.geometric.transforms[0]
     assert tuple(scale_crop.scales) == (0.75, 1.0, 1.5)
-    with pytest.raises(UserError, match="--scale-range 1.1 1.4: holds none"):
+    with pytest.raises(UserError, match=r"--scale-range 1\.1 1\.4: holds none"):
         method(scale_range=(1.1, 1.4))
 
 

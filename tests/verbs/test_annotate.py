@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import labelwise
-from conftest import TINY_OPTIONS, Called
 from labelwise.datasets.voc import VOC
 from labelwise.samples import Kind, Sample
 from labelwise.verbs import predict as module
+from tests.conftest import TINY_OPTIONS, Called
 
 Call = Callable[..., Called]
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from conftest import TINY_OPTIONS, Called
 from labelwise.reports.statistics import paired_difference
 from labelwise.verbs import compare as module
+from tests.conftest import TINY_OPTIONS, Called
 
 Call = Callable[..., Called]
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import labelwise
-from conftest import Called
 from labelwise.metrics.segmentation import SegmentationScores
+from tests.conftest import Called
 
 Call = Callable[..., Called]
 

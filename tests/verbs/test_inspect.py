@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import labelwise
-from conftest import CAT, PERSON, VOC_IDS, Called, save_palette, voc_xml
 from labelwise.datasets.voc import VOC_NAMES
+from tests.conftest import CAT, PERSON, VOC_IDS, Called, save_palette, voc_xml
 
 Call = Callable[..., Called]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 
 import labelwise
-from conftest import Called
 from labelwise import methods
 from labelwise.errors import UserError
+from tests.conftest import Called
 
 Call = Callable[..., Called]
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import labelwise
-from conftest import Called
 from labelwise.datasets.images import read_mask
 from labelwise.hardware import Hardware
 from labelwise.verbs.predict import Predictor
+from tests.conftest import Called
 
 Call = Callable[..., Called]
 

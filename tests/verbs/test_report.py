@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import labelwise
-from conftest import Called
+from tests.conftest import Called
 
 Call = Callable[..., Called]
 

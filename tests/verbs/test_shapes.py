@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import labelwise
-from conftest import Called
 from labelwise.datasets.shapes import ShapesOptions
+from tests.conftest import Called
 
 Call = Callable[..., Called]
 
@@ -48,5 +48,5 @@ def test_other_options_and_other_content_are_refused(call: Call, tmp_path: Path)
 
 
 def test_a_value_out_of_range_writes_nothing(call: Call, tmp_path: Path) -> None:
-    assert "--size is 20" in call("shapes", tmp_path / "set", "--size", 20).message
+    assert "--size 20: must be between 48" in call("shapes", tmp_path / "set", "--size", 20).message
     assert not (tmp_path / "set").exists()
