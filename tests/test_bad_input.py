@@ -299,12 +299,13 @@ def test_an_option_that_cannot_be_met(
     assert not out.exists()
 
 
-def test_a_batch_that_cannot_be_divided(train: TrainCall) -> None:
+def test_a_batch_that_cannot_be_divided(train: TrainCall, out: Path) -> None:
     called = train(batch_size=3, accumulate=2)
     assert called.code == 2
     assert called.err.splitlines()[-1] == (
         "error: --batch-size 3: cannot be divided over 1 devices and 2 passes; take a multiple of 2"
     )
+    assert not out.exists()
 
 
 def test_no_split_to_score_on_is_said_and_does_not_stop_a_training(

@@ -40,7 +40,7 @@ from labelwise.loaders import (
     evaluation_loader,
     training_loader,
 )
-from labelwise.method import Method
+from labelwise.method import Method, Stream
 from labelwise.progress import MetricsCsv, TrainingProgress, console
 from labelwise.samples import Sample
 
@@ -88,6 +88,8 @@ def _quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers",
+        ".*in eval mode at the start of training",
+        ".*sync_dist=True",
         ".*treespec",
         ".*LeafSpec",
         ".*`max_epochs`",
@@ -212,7 +214,7 @@ class Training:
             # An unlabelled stream never reads labels, not even where it falls back to labelled images.
             read = self.read if stream.source == "labeled" else self.dataset.read
             images = StreamSet(read, ids, stream, seed)
-            batch = _share(round(self.method.config.batch_size * stream.share), hardware)
+            batch = _share(self.method, stream, hardware)
             batches = EndlessBatches(
                 len(ids),
                 batch,
@@ -226,7 +228,20 @@ class Training:
         return CombinedLoader(loaders, mode="min_size")
 
 
-def _share(batch: int, hardware: Hardware) -> int:
+def check_possible(method: Method, hardware: Hardware) -> None:
+    """Refuse what this machine cannot do, before anything is written.
+
+    Raises:
+        UserError: an accelerator or a strategy that is not to be had, or a batch that cannot be divided.
+    """
+    for stream in method.streams().values():
+        _share(method, stream, hardware)
+    build_trainer(hardware)
+
+
+def _share(method: Method, stream: Stream, hardware: Hardware) -> int:
+    """Images of a stream per pass and device."""
+    batch = round(method.config.batch_size * stream.share)
     parts = hardware.world * hardware.accumulate
     if batch % parts:
         raise UserError(

@@ -6,6 +6,7 @@ import resource
 import shlex
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from labelwise.checkpoints import Interrupted
-from labelwise.engine import Training
+from labelwise.engine import Training, check_possible
 from labelwise.hardware import Hardware, process_rank
 from labelwise.method import Method, NonFiniteLoss
 from labelwise.progress import console
@@ -82,6 +83,7 @@ def train(
     material = prepare_material(method_class, Path(data), labels, split, val_split, seed, skip_broken)
     torch.manual_seed(seed)
     learner = method_class(config, material.dataset.classes)
+    check_possible(learner, hardware)
     if process_rank() != 0:
         return _help(run, learner, material, seed, hardware)
     with run.locked():
@@ -122,6 +124,7 @@ def _help(run: Run, learner: Method, material: Material, seed: int, hardware: Ha
 def _fit_and_report(run: Run, learner: Method, material: Material, seed: int, hardware: Hardware) -> dict[str, Any]:
     began = time.monotonic()
     before = run.status.get("seconds", 0.0)
+    _forget_peak_memory(hardware)
     console.print(
         f"{learner.card.name}: seed {seed}, {len(material.sources['labeled'])} labelled and "
         f"{len(material.sources['unlabeled'])} unlabelled images, run folder {run.folder}"
@@ -163,10 +166,21 @@ def _write_pictures_and_report(run: Run, learner: Method, material: Material) ->
     write_run_report(run.folder)
 
 
+def _forget_peak_memory(hardware: Hardware) -> None:
+    """Count the peak anew, so that a run in a comparison does not inherit that of the run before."""
+    if hardware.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory_mb(hardware: Hardware) -> int:
     """Peak memory in MB: the device's where there is one, else this process's resident set."""
     if hardware.on_gpu:
         return torch.cuda.max_memory_allocated() // 2**20
-    # Linux counts kilobytes, macOS bytes.
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+    # Elsewhere the peak of the whole process; macOS counts bytes, others kilobytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
