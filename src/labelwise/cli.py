@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 (it ran; the answer is no), 2 (the call or the data is wrong), 128 + signal.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Set before torch is imported: OpenMP's threads otherwise spin while they wait, and on a machine with other work a
-    # training step of a small network was measured to take 4.4 s instead of 0.6 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Set before torch is imported. OpenMP's threads spin while they wait: without a bound, a training step of a small
+    # network took 4.4 s instead of 0.6 s on a machine with other work; this bound costs nothing on an idle one.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return _run(words)
     except CycloptsError as error:
