@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,6 @@ def _quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers",
-        ".*in eval mode at the start of training",
         ".*sync_dist=True",
         ".*treespec",
         ".*LeafSpec",
@@ -100,6 +100,7 @@ def _quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=text)
 
 
+@cache
 def _end_with_parent() -> None:
     """End this helper process with the one that started it; it would wait half an hour for a killed one."""
     parent = os.getppid()

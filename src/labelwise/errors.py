@@ -51,3 +51,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known are {', '.join(names)}" if names else ""
+
+
+def require_at_least(name: str, value: float, least: float) -> None:
+    """Refuse an option's value that is too small.
+
+    Raises:
+        UserError: names the option.
+    """
+    if value < least:
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from labelwise.errors import UserError
+from labelwise.errors import UserError, require_at_least
 
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -45,8 +45,7 @@ class Hardware:
         if self.accelerator not in _ACCELERATORS:
             raise UserError(f"--accelerator {self.accelerator}: must be one of {', '.join(_ACCELERATORS)}")
         for name, least in (("devices", 1), ("nodes", 1), ("workers", -1), ("accumulate", 1), ("checkpoint_every", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+            require_at_least(name, getattr(self, name), least)
 
     @property
     def world(self) -> int:

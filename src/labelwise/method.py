@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from labelwise.datasets.base import Classes
-from labelwise.errors import UserError
+from labelwise.errors import UserError, require_at_least
 from labelwise.samples import Batch, Kind, Sample, Views, with_derivable
 
 TASKS = (
@@ -124,16 +124,6 @@ class MethodConfig:
     def total_steps(self, images: int) -> int:
         """The number of optimiser steps: `steps`, or `epochs` times the whole batches of so many images."""
         return self.steps or max(1, int(self.epochs * max(1, images // self.batch_size)))
-
-
-def require_at_least(name: str, value: float, least: float) -> None:
-    """Refuse an option's value that is too small.
-
-    Raises:
-        UserError: names the option.
-    """
-    if value < least:
-        raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import v2
 
 from labelwise.datasets.base import Classes
-from labelwise.errors import UserError
-from labelwise.method import Method, MethodConfig, require_at_least
+from labelwise.errors import UserError, require_at_least
+from labelwise.method import Method, MethodConfig
 from labelwise.metrics.boundary import BoundaryIoU
 from labelwise.metrics.segmentation import Scores, SegmentationScores
 from labelwise.models.backbones import create_backbone

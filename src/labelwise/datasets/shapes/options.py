@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from labelwise.errors import UserError, did_you_mean
+from labelwise.errors import UserError, did_you_mean, require_at_least
 
 Noise = Literal["none", "dilated", "eroded", "shifted", "missing", "wrong_class"]
 """How the train masks are spoiled."""
@@ -46,8 +46,7 @@ class ShapesOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("train", "val", "ood", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 0")
+            require_at_least(name, getattr(self, name), 0)
         for name in ("noise_amount", "context"):
             if not 0 <= getattr(self, name) <= 1:
                 option = name.replace("_", "-")
