@@ -76,6 +76,8 @@ class Claim:
             between the baseline's two scores.
         scenes: the synthetic data set of the mini-scale experiment, as options of the verb `shapes`.
         baseline_options: options that the baseline takes over from the method, such as the backbone of a light student.
+        baseline_settings: options of the baseline that make it one, such as `{"stride": 32}` where a method is
+            measured against a coarser form of itself.
     """
 
     text: str
@@ -86,6 +88,7 @@ class Claim:
     ceiling: str | None = None
     scenes: Mapping[str, Any] = field(default_factory=dict)
     baseline_options: tuple[str, ...] = ()
+    baseline_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Method(lightning.LightningModule):
         *,
         training: bool = True,
         earlier: Mapping[str, Method] | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Build the networks.
 
@@ -203,6 +207,7 @@ class Method(lightning.LightningModule):
             classes: the classes of the data set.
             training: False builds only what prediction needs and loads no pretrained weights.
             earlier: the trained methods of the `stages` before this run, by the stages' option.
+            initial: weights of the network to start from, by name; all other weights stay as they are built.
         """
         super().__init__()
         # Not a module of this one: what it learns from it takes over in `build_training`.
@@ -213,6 +218,8 @@ class Method(lightning.LightningModule):
         self.results = {}
         self._observed: dict[str, Tensor] = {}
         self.network = self.build_network(pretrained=training)
+        if initial:
+            self.network.load_state_dict(initial, strict=False)
         if training:
             self.build_training()
 

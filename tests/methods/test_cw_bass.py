@@ -323,7 +323,7 @@ def test_the_teacher_has_no_gradients_and_takes_no_part_in_the_optimiser() -> No
     sum(step_of(learner).values()).backward()
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in learner.teacher.parameters())
     assert all(parameter.grad is not None for parameter in learner.network.parameters())
-    held = {id(parameter) for group in learner._parameter_groups() for parameter in group["params"]}
+    held = {id(parameter) for group in learner.parameter_groups() for parameter in group["params"]}
     assert held == {id(parameter) for parameter in learner.network.parameters()}
 
 

@@ -353,7 +353,7 @@ def test_labels_alone_teach_during_the_supervised_share_and_the_teacher_is_the_s
 
 def test_the_teacher_is_not_trained_and_keeps_running_statistics() -> None:
     model = confident(method()).train()
-    held = {id(value) for group in model._parameter_groups() for value in group["params"]}
+    held = {id(value) for group in model.parameter_groups() for value in group["params"]}
     assert held == {id(parameter) for parameter in model.network.parameters()}
     before = {name: value.clone() for name, value in model.teacher.state_dict().items()}
     sum(terms_of(model).values()).backward()

@@ -239,7 +239,7 @@ def test_teachers_receive_no_gradient_and_are_not_optimised() -> None:
     for network in (learner.wide, learner.deep):
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
     assert all(parameter.grad is not None for parameter in learner.network.parameters())
-    held = {id(parameter) for group in learner._parameter_groups() for parameter in group["params"]}
+    held = {id(parameter) for group in learner.parameter_groups() for parameter in group["params"]}
     assert held == {id(parameter) for parameter in learner.network.parameters()}
 
 

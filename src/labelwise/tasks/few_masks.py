@@ -16,7 +16,7 @@ from labelwise.errors import UserError, require_share
 from labelwise.losses.pixel import pseudo_label
 from labelwise.method import Stream
 from labelwise.samples import Batch
-from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod
+from labelwise.tasks.deeplab import DeepLabConfig, DeepLabMethod
 from labelwise.transforms import WeakStrongView, photometric
 from labelwise.transforms.mixing import paste, sample_cutmix_boxes
 
@@ -34,7 +34,7 @@ class PseudoLabels(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewMasksConfig(SegmentationConfig):
+class FewMasksConfig(DeepLabConfig):
     """Options of every semi-supervised segmenter."""
 
     supervised_share: float = 0.0
@@ -50,7 +50,7 @@ class FewMasksConfig(SegmentationConfig):
         require_share("supervised_share", self.supervised_share)
 
 
-class FewMasksMethod(SegmentationMethod):
+class FewMasksMethod(DeepLabMethod):
     """A segmenter that learns from a labelled and an unlabelled stream."""
 
     config: FewMasksConfig

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from functools import partial
+from typing import Literal, Self, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,15 +20,13 @@ from labelwise.losses.pixel import cross_entropy, ohem_cross_entropy
 from labelwise.method import Method, MethodConfig
 from labelwise.metrics.boundary import BoundaryIoU
 from labelwise.metrics.segmentation import Scores, SegmentationScores
-from labelwise.models.backbones import create_backbone, takes_multi_grid
-from labelwise.models.deeplab_v3plus import DeepLabV3Plus
+from labelwise.models.inference import Inference
 from labelwise.models.sliding import sliding_window_logits
 from labelwise.samples import Batch
 from labelwise.transforms import RandomChoiceScaleCrop, RandomScaleCrop, WeakView
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MULTI_GRID = (2, 4, 8)
 TEXTURES = {"scenes": "textures", "size": 40, "train": 320, "val": 200}
 """The synthetic data set of the claims: the class is the pattern, never the color, so that strong views keep it."""
 SCALES = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
@@ -42,20 +41,8 @@ class SegmentationConfig(MethodConfig):
     "timm name of the backbone, or 'tiny' or 'micro_w10', small ones of our own that train on a CPU"
     backbone_weights: str = "imagenet"
     "'imagenet' (timm's pretrained weights), 'none', or a safetensors file in timm's naming"
-    output_stride: Literal[4, 8, 16, 32] = 16
-    "input pixels per feature pixel of the backbone's last stage"
-    decoder_channels: int = 256
-    "channels of the atrous pyramid and the decoder"
-    low_channels: int = 0
-    "channels to which the decoder reduces the stride-4 feature; 0 = 48 of 256, at least 16"
-    head: Literal["plain", "concatenated"] = "plain"
-    "atrous pyramid: plain (UniMatch), or normalised once over its concatenated branches (CPS)"
-    aspp_rates: tuple[int, ...] = ()
-    "dilations of the atrous pyramid; none = 12 24 36 at output stride 8, else 6 12 18"
-    multi_grid: bool = False
-    "dilations 2, 4, 8 in the last blocks of ResNets and of MobileNetV2 (CPS, MGD)"
     crop: int = 321
-    "side of the square training crops in pixels"
+    "side of the square training crops in pixels; 0 = whole images, of one size in a step"
     scaling: Literal["uniform", "choice"] = "uniform"
     "before the crop: a uniform factor, padding right and below (UniMatch), or one of six, padding around (CPS)"
     scale_range: tuple[float, float] = (0.5, 2.0)
@@ -65,7 +52,9 @@ class SegmentationConfig(MethodConfig):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     "sgd has momentum 0.9"
     learning_rate: float = 0.001
-    "of the backbone at the first step; decays as (1 - t/T)^0.9"
+    "of the backbone at the first step"
+    schedule: Literal["poly", "step", "constant"] = "poly"
+    "of the learning rate: (1 - t/T)^0.9, a tenth after each third of the steps, or always the same"
     head_multiplier: float = 10.0
     "learning rate of everything but the backbone, as a multiple"
     weight_decay: float = 1e-4
@@ -88,12 +77,9 @@ class SegmentationConfig(MethodConfig):
             UserError: names the option.
         """
         super().__post_init__()
-        for name, least in (("crop", 8), ("decoder_channels", 1)):
-            require_at_least(name, getattr(self, name), least)
-        for name in ("low_channels", "window", "ohem_pixels", "learning_rate", "head_multiplier", "weight_decay"):
+        require_at_least("crop", self.crop, 8 if self.crop else 0)
+        for name in ("window", "ohem_pixels", "learning_rate", "head_multiplier", "weight_decay"):
             require_at_least(name, getattr(self, name), 0)
-        if any(rate < 1 for rate in self.aspp_rates):
-            raise UserError(f"--aspp-rates {' '.join(map(str, self.aspp_rates))}: every dilation must be at least 1")
         low, high = self.scale_range
         if not 0 < low <= high:
             raise UserError(f"--scale-range {low} {high}: must be two rising numbers above 0")
@@ -106,12 +92,24 @@ class SegmentationConfig(MethodConfig):
         low, high = self.scale_range
         return tuple(scale for scale in SCALES if low <= scale <= high)
 
+    def at_output_stride(self, output_stride: int) -> Self:
+        """The configuration of the same weights at another output stride, for evaluation.
+
+        Raises:
+            UserError: this network has one output stride only, or cannot have that one.
+        """
+        raise UserError(
+            f"--output-stride {output_stride}: this model's network has one output stride only; leave it out"
+        )
+
 
 class SegmentationMethod(Method):
     """A method that ends in a network from images to one class per pixel."""
 
     config: SegmentationConfig
     Config = SegmentationConfig
+    inference: Inference = Inference()
+    "how predictions are made beyond a single pass; the verbs set it"
 
     def __init__(
         self,
@@ -120,35 +118,21 @@ class SegmentationMethod(Method):
         *,
         training: bool = True,
         earlier: Mapping[str, Method] | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """See `Method`; also makes the validation scores."""
-        super().__init__(config, classes, training=training, earlier=earlier)
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        super().__init__(config, classes, training=training, earlier=earlier, initial=initial)
+        for name, values in zip(("mean", "std"), self.pixel_statistics, strict=True):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.scores = SegmentationScores(classes.names)
         self.boundary = BoundaryIoU(classes.names)
         names = self.companions() if training else {}
         self.companion_scores = nn.ModuleDict({name: SegmentationScores(classes.names) for name in names})
 
-    def build_network(self, *, pretrained: bool) -> nn.Module:
-        """DeepLabv3+ on the configured backbone, with its own random head.
-
-        Args:
-            pretrained: load the configured backbone weights; False leaves the backbone random.
-        """
-        config = self.config
-        multi_grid = MULTI_GRID if config.multi_grid and takes_multi_grid(config.backbone) else None
-        weights = config.backbone_weights if pretrained and config.backbone_weights != "none" else None
-        backbone = create_backbone(config.backbone, config.output_stride, weights, multi_grid=multi_grid)
-        rates = config.aspp_rates or ((12, 24, 36) if config.output_stride == 8 else (6, 12, 18))
-        return DeepLabV3Plus(
-            backbone,
-            len(self.classes),
-            aspp_channels=config.decoder_channels,
-            low_channels=config.low_channels or max(16, config.decoder_channels * 48 // 256),
-            rates=rates,
-            variant=config.head,
-        )
+    @property
+    def pixel_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation of RGB in 0..1, with which the backbone's weights were trained."""
+        return IMAGENET_MEAN, IMAGENET_STD
 
     def loss_on_labels(self, labeled: Batch) -> Tensor:
         """The supervised loss of labelled images, in a forward pass of their own."""
@@ -168,8 +152,10 @@ class SegmentationMethod(Method):
         return WeakView(self.geometric())
 
     def geometric(self) -> v2.Transform:
-        """The geometric augmentation: random scale, random crop, flip."""
+        """The geometric augmentation: random scale, random crop, flip; of whole images the flip alone."""
         config = self.config
+        if not config.crop:
+            return v2.RandomHorizontalFlip()
         scale_crop: v2.Transform
         if config.scaling == "choice":
             scale_crop = RandomChoiceScaleCrop(config.crop, config.scales)
@@ -191,22 +177,22 @@ class SegmentationMethod(Method):
         return cross_entropy(logits, labeled.mask)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Scale [B, 3, H, W] uint8 images as the ImageNet backbones expect them; float32."""
+        """Scale [B, 3, H, W] uint8 images as the backbone expects them (`pixel_statistics`); float32."""
         return (image.float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
     def predict(self, image: Tensor) -> Tensor:
-        """Class scores of whole images.
+        """Class scores of whole images, in the way that `inference` says.
 
         Args:
             image: [B, 3, H, W] uint8.
 
         Returns:
-            [B, K, H, W] float32 logits.
+            [B, K, H, W] float32: logits, or with any option of `inference` logarithms of probabilities.
         """
-        return self._windowed(self.network, self.normalize(image))
+        return self.inference.scores(partial(self._windowed, self.network), image, self.normalize(image))
 
     def _windowed(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        window = self.config.window
+        window = self.config.window if self.inference.window is None else self.inference.window
         if not window:
             return network(image).float()
         if self.config.windows == "cut":
@@ -262,36 +248,55 @@ class SegmentationMethod(Method):
         if not self.config.freeze_norms:
             return
         for name, module in self.named_modules():
-            if _in_backbone(name) and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if in_backbone(name) and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD or AdamW with the polynomial schedule per step, `lr0 * (1 - t/T)^0.9`."""
-        optimizer = self._optimizer(self._parameter_groups())
-        schedule = LambdaLR(optimizer, lambda step: (1 - min(step, self.total_steps) / self.total_steps) ** 0.9)
+        """The optimiser over `parameter_groups`, its rates multiplied by `rate_factor` at every step."""
+        optimizer = self.make_optimizer(self.parameter_groups())
+        schedule = LambdaLR(optimizer, self.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
-    def _optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
+    def rate_factor(self, step: int) -> float:
+        """The learning rate's factor at a step, counted from 0, by the configured schedule."""
+        if self.config.schedule == "constant":
+            return 1.0
+        if self.config.schedule == "step":
+            return float(0.1 ** (3 * step // self.total_steps))
+        return float((1 - min(step, self.total_steps) / self.total_steps) ** 0.9)
+
+    def make_optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
+        """SGD with momentum 0.9, or AdamW."""
         if self.config.optimizer == "adamw":
             return AdamW(groups)
         return SGD(groups, momentum=0.9)
 
-    def _parameter_groups(self) -> list[dict[str, object]]:
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """The trained parameters, grouped by `rate_multiplier` and `decays`."""
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                decays = self.config.decay_norms or parameter.ndim > 1
-                groups.setdefault((_in_backbone(name), decays), []).append(parameter)
+                key = self.rate_multiplier(name, parameter), self.decays(name, parameter)
+                groups.setdefault(key, []).append(parameter)
         config = self.config
         return [
             {
                 "params": parameters,
-                "lr": config.learning_rate * (1.0 if in_backbone else config.head_multiplier),
+                "lr": config.learning_rate * multiplier,
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
-            for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+            for (multiplier, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ]
 
+    def rate_multiplier(self, name: str, parameter: nn.Parameter) -> float:
+        """The learning rate of a parameter as a multiple: 1 in the backbone, `head_multiplier` elsewhere."""
+        return 1.0 if in_backbone(name) else self.config.head_multiplier
 
-def _in_backbone(name: str) -> bool:
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay acts on a parameter: on all, or without `decay_norms` on weights of layers alone."""
+        return self.config.decay_norms or parameter.ndim > 1
+
+
+def in_backbone(name: str) -> bool:
+    """Whether a parameter or module of this dotted name lies in a backbone."""
     return "backbone" in name.split(".")

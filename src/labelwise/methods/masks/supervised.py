@@ -23,10 +23,11 @@ from torch import Tensor
 
 from labelwise.method import Card, Claim, Needs, Published, Stream
 from labelwise.samples import Batch, Kind
-from labelwise.tasks.segmentation import TEXTURES, SegmentationConfig, SegmentationMethod
+from labelwise.tasks.deeplab import DeepLabConfig, DeepLabMethod
+from labelwise.tasks.segmentation import TEXTURES
 
 
-class Supervised(SegmentationMethod):
+class Supervised(DeepLabMethod):
     """DeepLabv3+ trained with cross-entropy on the labelled images."""
 
     card = Card(
@@ -54,7 +55,7 @@ class Supervised(SegmentationMethod):
     )
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SegmentationConfig):
+    class Config(DeepLabConfig):
         """Options of the supervised baseline."""
 
     config: Config
