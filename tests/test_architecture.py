@@ -43,7 +43,7 @@ LAYERS = (
     {"supervision"},
     {"datasets", "partitions"},
     {"samples"},
-    {"hardware", "files"},
+    {"hardware", "files", "inference_options"},
     {"errors"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -62,7 +62,7 @@ FORBIDDEN = {
     "method": {"labelwise.methods", "labelwise.models", "labelwise.losses", "timm"},
     "methods": {"labelwise.datasets", "labelwise.supervision", "labelwise.files", "labelwise.engine"},
 }
-LIGHT = ("cli", "commands", "output", "errors", "hardware", "__init__", "__main__")
+LIGHT = ("cli", "commands", "output", "errors", "hardware", "inference_options", "__init__", "__main__")
 HEAVY = {"torch", "torchvision", "lightning", "timm", "numpy", "PIL", "matplotlib", "torchmetrics"}
 
 

@@ -12,13 +12,17 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from labelwise import methods
 from labelwise.configuration import make_config
 from labelwise.datasets.base import Classes
 from labelwise.errors import UserError
 from labelwise.files import atomic_write
+from labelwise.inference_options import InferenceOptions
 from labelwise.method import Method
+from labelwise.models.inference import Inference
+from labelwise.tasks.segmentation import SegmentationMethod
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 _SHOWN = 200
@@ -46,19 +50,58 @@ def save_model(method: Method, folder: Path, results: Mapping[str, Any], command
     atomic_write(folder / "README.md", _card(method, results, command))
 
 
-def load_model(folder: Path) -> Method:
+def load_model(folder: Path, options: InferenceOptions | None = None) -> Method:
     """Rebuild a trained method for prediction.
 
+    Args:
+        folder: of a finished run.
+        options: how to predict; a single plain pass unless given.
+
     Raises:
-        UserError: the folder holds no finished run, or its files do not fit together.
+        UserError: the folder holds no finished run, its files do not fit together, or the model cannot predict so.
     """
     method = _rebuilt(folder)
+    if options is not None and options.changed:
+        method = _predicting(method, options)
     try:
-        method.network.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:_SHOWN]
-        raise UserError(f"{folder / WEIGHTS}: cannot be loaded ({reason}); train again or restore the file") from None
+        method.network.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        raise _unloadable(folder, error) from None
     return method.eval()
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The network's weights of a finished run, by name.
+
+    Raises:
+        UserError: the folder holds no finished run, or the file cannot be read.
+    """
+    _description(folder)
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise _unloadable(folder, error) from None
+
+
+def _unloadable(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:_SHOWN]
+    return UserError(f"{folder / WEIGHTS}: cannot be loaded ({reason}); train again or restore the file")
+
+
+def _predicting(method: Method, options: InferenceOptions) -> SegmentationMethod:
+    """The same method, not yet with its weights, that predicts in this way."""
+    # Only here: parameters of the CRF may be read from a file.
+    from labelwise.models.dense_crf import parse_crf
+
+    if not isinstance(method, SegmentationMethod):
+        name = next(iter(options.changed)).replace("_", "-")
+        raise UserError(f"--{name}: '{method.card.name}' does not predict pixels; leave it out")
+    if options.output_stride is not None:
+        config = method.config.at_output_stride(options.output_stride)
+        method = type(method)(config, method.classes, training=False)
+    crf = None if options.crf is None else parse_crf(options.crf)
+    method.inference = Inference(scales=options.scales, flip=options.flip, window=options.window, crf=crf)
+    return method
 
 
 def _rebuilt(folder: Path) -> Method:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from labelwise.commands.shared import Flag, Flat, Json, Placement, SharedPlacement
+from labelwise.commands.shared import Flag, Flat, Inference, Json, Placement, SharedPlacement
 from labelwise.hardware import process_rank
 from labelwise.output import (
     console,
@@ -17,6 +17,7 @@ _PLACEMENT = Placement()
 
 
 _SHARED = SharedPlacement()
+_PLAIN = Inference()
 
 
 def evaluate(
@@ -26,6 +27,7 @@ def evaluate(
     data: Path,
     split: str = "val",
     skip_broken: Annotated[bool, Flag] = False,
+    inference: Annotated[Inference, Flat] = _PLAIN,
     placement: Annotated[SharedPlacement, Flat] = _SHARED,
     json: Json = False,
 ) -> None:
@@ -44,7 +46,9 @@ def evaluate(
     """
     from labelwise.verbs.evaluate import evaluate as score
 
-    result = score(run, data=data, split=split, skip_broken=skip_broken, hardware=placement.hardware())
+    result = score(
+        run, data=data, split=split, skip_broken=skip_broken, inference=inference, hardware=placement.hardware()
+    )
     if process_rank() == 0:
         print_result(result, json)
 
@@ -55,6 +59,7 @@ def predict(
     /,
     *,
     out: Path,
+    inference: Annotated[Inference, Flat] = _PLAIN,
     placement: Annotated[Placement, Flat] = _PLACEMENT,
     json: Json = False,
 ) -> None:
@@ -71,7 +76,7 @@ def predict(
     """
     from labelwise.verbs.predict import predict as write
 
-    result = write(run, images, out=out, hardware=placement.hardware())
+    result = write(run, images, out=out, inference=inference, hardware=placement.hardware())
     if json:
         print_json(result)
     else:
@@ -86,6 +91,7 @@ def annotate(
     out: Path,
     split: str = "train",
     skip_broken: Annotated[bool, Flag] = False,
+    inference: Annotated[Inference, Flat] = _PLAIN,
     placement: Annotated[Placement, Flat] = _PLACEMENT,
     json: Json = False,
 ) -> None:
@@ -106,7 +112,15 @@ def annotate(
     """
     from labelwise.verbs.predict import annotate as write
 
-    result = write(run, data=data, out=out, split=split, skip_broken=skip_broken, hardware=placement.hardware())
+    result = write(
+        run,
+        data=data,
+        out=out,
+        split=split,
+        skip_broken=skip_broken,
+        inference=inference,
+        hardware=placement.hardware(),
+    )
     if json:
         print_json(result)
     else:

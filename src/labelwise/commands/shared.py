@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from labelwise.hardware import Hardware
+from labelwise.inference_options import InferenceOptions
 
 Flat = Parameter(name="*")
 
@@ -16,6 +17,20 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSO
 
 
 Flag = Parameter(negative="")
+
+
+Several = Parameter(consume_multiple=True)
+"""For options of any number of values, where no word of another meaning can follow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference(InferenceOptions):
+    """The same, with its flags."""
+
+    scales: Annotated[tuple[float, ...], Several] = (1.0,)
+    "factors of the image's size whose probabilities are averaged, such as 0.5 0.75 1 1.25 1.5 1.75"
+    flip: Annotated[bool, Flag] = False
+    "average with the mirrored image as well"
 
 
 @dataclass(frozen=True, kw_only=True)

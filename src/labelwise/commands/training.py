@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-from labelwise.commands.shared import Flag, Flat, Json
+from labelwise.commands.shared import Flag, Flat, Json, Several
 from labelwise.errors import UserError
 from labelwise.hardware import Hardware, process_rank
 from labelwise.output import (
@@ -61,6 +61,8 @@ def train_command(name: str, words: list[str]) -> Callable[..., None]:
         seed: int = 0,
         skip_broken: Annotated[bool, Flag] = False,
         monitor: int = 0,
+        start_from: Path | None = None,
+        start_partly: Annotated[bool, Flag] = False,
         options: Any = defaults,
         hardware: Any = hardware_defaults,
         json: Json = False,
@@ -80,6 +82,8 @@ def train_command(name: str, words: list[str]) -> Callable[..., None]:
             seed=seed,
             skip_broken=skip_broken,
             monitor=monitor,
+            start_from=start_from,
+            start_partly=start_partly,
             hardware=hardware,
             **chosen,
         )
@@ -117,17 +121,26 @@ skip_broken
     leave out images with broken files, and count them, instead of stopping
 monitor
     watch the pseudo-labels of N unlabelled images: reads their hidden masks for the report, never for the training
+start_from
+    the folder of a finished run whose weights the network starts from
+start_partly
+    leave out layers of that run that do not fit, such as the classifier of other classes, and say which
 """
 
 
 def _with_defaults(options: type[Any], values: Mapping[str, Any]) -> type[Any]:
     """The same dataclass with other defaults; its help stays."""
     hints = get_type_hints(options, include_extras=True)
-    given = [(field.name, hints[field.name], values[field.name]) for field in fields(options)]
+    given = [(field.name, _with_several(hints[field.name]), values[field.name]) for field in fields(options)]
     made = make_dataclass(options.__name__, given, bases=(options,), frozen=True, kw_only=True)
     # cyclopts takes classes of the module `types`, where make_dataclass puts them, for built-in ones.
     made.__module__ = options.__module__
     return made
+
+
+def _with_several(hint: Any) -> Any:
+    """Options of any number of values take them all after one flag."""
+    return Annotated[hint, Several] if Ellipsis in get_args(hint) else hint
 
 
 def _value_of(option: str, words: list[str]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from labelwise.datasets.voc import VOC
 from labelwise.errors import UserError
 from labelwise.files import atomic_file, atomic_write
 from labelwise.hardware import Hardware
+from labelwise.inference_options import InferenceOptions
 from labelwise.method import Method
 from labelwise.progress import watched
 from labelwise.reports.pictures import overlay
@@ -28,7 +29,11 @@ from labelwise.runs import read_json
 from labelwise.samples import Kind
 from labelwise.saved import WEIGHTS, load_model
 from labelwise.scoring import predicted_mask
+from labelwise.tasks.segmentation import SegmentationMethod
 from labelwise.verbs.preparation import broken_ids, usable
+
+if TYPE_CHECKING:
+    from labelwise.models.dense_crf import CRFParameters
 
 ORIGIN = "annotate.json"
 """The file of an annotated data set that says which model made it from what."""
@@ -42,14 +47,19 @@ class Predictor:
     precision: str
 
     @classmethod
-    def load(cls, run: Path, hardware: Hardware) -> Predictor:
+    def load(cls, run: Path, hardware: Hardware, inference: InferenceOptions | None = None) -> Predictor:
         """Load a trained method.
 
         Raises:
-            UserError: no such run, or no such device on this machine.
+            UserError: no such run, no such device on this machine, or the model cannot predict so.
         """
         device = _device(hardware)
-        return cls(load_model(run).to(device), hardware.resolved_precision())
+        return cls(load_model(run, inference).to(device), hardware.resolved_precision())
+
+    @property
+    def crf(self) -> CRFParameters | None:
+        """The CRF over its predictions, if there is one."""
+        return self.method.inference.crf if isinstance(self.method, SegmentationMethod) else None
 
     def mask(self, image: torch.Tensor) -> np.ndarray:
         """The class of every pixel. [3, H, W] uint8 -> [H, W] uint8."""
@@ -65,13 +75,21 @@ class Predictor:
         return torch.autocast(device, half)
 
 
-def predict(run: Path, images: Sequence[Path], *, out: Path, hardware: Hardware | None = None) -> dict[str, Any]:
+def predict(
+    run: Path,
+    images: Sequence[Path],
+    *,
+    out: Path,
+    inference: InferenceOptions | None = None,
+    hardware: Hardware | None = None,
+) -> dict[str, Any]:
     """Predict images and write a palette PNG (class numbers) and an overlay for each.
 
     Args:
         run: the run's folder.
         images: image files, or folders of them.
         out: the folder to write `<name>.png` and `<name>.overlay.jpg` into; earlier predictions are replaced.
+        inference: scales, flip, sliding window, output stride and CRF of a segmenter; one plain pass unless given.
         hardware: where to compute, and how precisely.
 
     Returns:
@@ -81,7 +99,7 @@ def predict(run: Path, images: Sequence[Path], *, out: Path, hardware: Hardware 
         UserError: no such run or image, two images of one name, or `out` holds other files of these names.
         BadFile: an image cannot be read; nothing has been written.
     """
-    predictor = Predictor.load(Path(run), hardware or Hardware())
+    predictor = Predictor.load(Path(run), hardware or Hardware(), inference)
     files, out = _image_files(images), Path(out)
     _refuse_other_files(out, files)
     for path in watched(files, "checking images", len(files)):
@@ -98,6 +116,7 @@ def annotate(
     out: Path,
     split: str = "train",
     skip_broken: bool = False,
+    inference: InferenceOptions | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
     """Predict a split and write images and predicted masks as a new data set in VOC layout.
@@ -110,6 +129,7 @@ def annotate(
         out: the new data set's folder, which must be empty or not exist.
         split: the split to annotate; the new data set has a split of the same name.
         skip_broken: leave out images that cannot be read instead of stopping.
+        inference: scales, flip, sliding window, output stride and CRF of a segmenter; one plain pass unless given.
         hardware: where to compute, and how precisely.
 
     Returns:
@@ -118,7 +138,8 @@ def annotate(
     Raises:
         UserError: no such run, data set or split, or `out` holds something else.
     """
-    predictor = Predictor.load(Path(run), hardware or Hardware())
+    inference = inference or InferenceOptions()
+    predictor = Predictor.load(Path(run), hardware or Hardware(), inference)
     dataset = datasets.open(Path(data))
     origin = {
         "model": str(Path(run).resolve()),
@@ -126,6 +147,9 @@ def annotate(
         "data": str(dataset.root.resolve()),
         "split": split,
         "precision": predictor.precision,
+        "inference": str(inference),
+        # The numbers as well: they may come from a file, whose name says nothing of its content.
+        "crf": str(predictor.crf),
     }
     _refuse_other_data(Path(out), origin)
     ids = dataset.ids(split)

@@ -35,6 +35,7 @@ from labelwise.supervision import seeded_order
 from labelwise.tasks.few_masks import FewMasksMethod
 from labelwise.verbs.preparation import Material, broken_ids, note, prepare_material, prepare_method
 from labelwise.verbs.stages import check_named, load_stages, make_stages, planned_runs
+from labelwise.verbs.starting import initial_weights
 
 
 def train(
@@ -49,6 +50,8 @@ def train(
     seed: int = 0,
     skip_broken: bool = False,
     monitor: int = 0,
+    start_from: Path | None = None,
+    start_partly: bool = False,
     hardware: Hardware | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -66,6 +69,8 @@ def train(
         skip_broken: leave out images with broken files instead of stopping.
         monitor: watch the pseudo-labels of so many unlabelled images by their hidden masks. The training sees none of
             it and gives the same model, so that a run may be continued with another number.
+        start_from: the folder of a finished run whose weights the network starts from.
+        start_partly: leave out layers of that run that do not fit, such as the classifier of other classes.
         hardware: where and how fast to compute.
         **options: the method's own options; they win over the preset.
 
@@ -92,6 +97,10 @@ def train(
         "precision": hardware.resolved_precision(),
         "options": asdict(config),
     }
+    if start_from is not None:
+        request |= {"start_from": str(Path(start_from).resolve()), "start_partly": start_partly}
+    elif start_partly:
+        raise UserError("--start-partly: nothing to start from; name a run with --start-from RUN")
     run = Run(folder, request)
     if run.finished:
         console.print(f"{folder}: this run is finished already")
@@ -101,8 +110,12 @@ def train(
     if process_rank() == 0:
         _make_stages(run, method_class, config, material.dataset.classes, hardware)
     earlier = load_stages(method_class, config, folder, run.request, material.dataset.classes)
+    initial = None
+    if start_from is not None:
+        trial = method_class(config, material.dataset.classes, training=False)
+        initial = initial_weights(Path(start_from), trial, start_partly)
     torch.manual_seed(seed)
-    learner = method_class(config, material.dataset.classes, earlier=earlier)
+    learner = method_class(config, material.dataset.classes, earlier=earlier, initial=initial)
     check_possible(learner, hardware)
     if process_rank() != 0:
         return _help(run, learner, material, seed, hardware, monitored)
