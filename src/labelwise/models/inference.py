@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from labelwise.models.dense_crf import CRFParameters
+from labelwise.models.dense_crf import CRFParameters, dense_crf, unary_from_logits
 
 _LEAST_PROBABILITY = 1e-12
 
@@ -53,8 +51,6 @@ class Inference:
         )
         if self.crf is None:
             return scores
-        from labelwise.models.dense_crf import dense_crf, unary_from_logits
-
         refined = [dense_crf(one, unary_from_logits(its), self.crf) for one, its in zip(image, scores, strict=True)]
         return torch.stack(refined).clamp_min(_LEAST_PROBABILITY).log()
 
