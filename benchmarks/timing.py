@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians of times, and a table."""
+"""What the benchmarks share: times of calls in turn, their medians, and a table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 
-def medians_ms(
+def times_ms(
     functions: Mapping[str, Callable[[], object]],
     repetitions: int,
     clock: Callable[[], float] = time.perf_counter,
     warm_up: int = 1,
-) -> dict[str, float]:
-    """The median time of a call in milliseconds.
+) -> dict[str, list[float]]:
+    """The times of all calls that count, in milliseconds.
 
     The functions take turns, so that a machine that is busy for a while slows all of them.
 
@@ -33,8 +33,18 @@ def medians_ms(
             function()
             taken = clock() - start
             if round_number >= warm_up:
-                times[name].append(taken)
-    return {name: 1000 * statistics.median(taken) for name, taken in times.items()}
+                times[name].append(1000 * taken)
+    return times
+
+
+def medians_ms(
+    functions: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    clock: Callable[[], float] = time.perf_counter,
+    warm_up: int = 1,
+) -> dict[str, float]:
+    """The median time of a call in milliseconds; the arguments are those of `times_ms`."""
+    return {name: statistics.median(taken) for name, taken in times_ms(functions, repetitions, clock, warm_up).items()}
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

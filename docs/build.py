@@ -13,6 +13,7 @@ from docstring_parser import parse_from_object
 from labelwise import methods
 from labelwise.configuration import preset_names
 from labelwise.method import Card, Method
+from labelwise.verbs.reproduce import Side
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -71,11 +72,14 @@ def _published(card: Card) -> list[str]:
 
 
 def _claim(card: Card) -> list[str]:
-    return ["## Claim", f"{card.claim.text} Baseline: `{card.claim.baseline}`."] if card.claim else []
+    if card.claim is None:
+        return []
+    baseline = Side(card.claim.baseline, card.claim.labels, card.claim.baseline_settings)
+    return ["## Claim", f"{card.claim.text} Baseline: `{baseline.name}`."]
 
 
 def _labels(card: Card) -> str:
-    return card.claim.labels if card.claim else "masks:all"
+    return card.claim.labels if card.claim else card.needs.all_labels
 
 
 def _flag(name: str) -> str:

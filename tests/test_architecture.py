@@ -16,7 +16,7 @@ import pytest
 
 import labelwise
 from labelwise import methods
-from labelwise.configuration import load_preset, make_config, preset_names
+from labelwise.configuration import load_preset, make_config, option_names, preset_names
 from labelwise.datasets.shapes import ShapesOptions
 from labelwise.method import TASKS, Method, MethodConfig
 from labelwise.samples import Kind
@@ -181,6 +181,17 @@ def test_a_method_is_named_like_its_file_and_has_a_whole_card(name: str) -> None
     Supervision.parse(card.claim.labels)
     Supervision.parse(card.claim.paper_labels)
     ShapesOptions(**card.claim.scenes)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_claim_can_be_measured(name: str) -> None:
+    claim = methods.load(name).card.claim
+    assert claim is not None
+    baseline = methods.load(claim.baseline)
+    assert set(claim.baseline_options) <= set(option_names(baseline)) & set(option_names(methods.load(name)))
+    for preset in ("mini", "paper"):
+        make_config(baseline, load_preset(baseline, preset), claim.baseline_settings)
+    assert claim.baseline != name or claim.ceiling or claim.baseline_settings, "both sides are the same"
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

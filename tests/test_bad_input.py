@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 
 import labelwise
 from labelwise import files
+from labelwise.datasets.images import read_image
 from labelwise.samples import Kind
 from labelwise.verbs import preparation
-from tests.conftest import TINY_OPTIONS, VOC_IDS, Called, save_palette, voc_xml
+from tests.conftest import CAT, TINY_OPTIONS, VOC_IDS, Called, save_palette, voc_xml
+from tests.odd_images import ODD_IMAGES, exif
 
 Call = Callable[..., Called]
 TrainCall = Callable[..., Called]
@@ -105,6 +107,14 @@ def label_37(root: Path) -> None:
     save_palette(root / f"SegmentationClass/{FIRST}.png", np.full((24, 32), 37))
 
 
+def turn_upside_down(root: Path) -> None:
+    Image.new("RGB", (32, 24)).save(root / f"JPEGImages/{FIRST}.jpg", exif=exif(3))
+
+
+def turn_mask(root: Path) -> None:
+    Image.new("L", (32, 24)).save(root / f"SegmentationClass/{FIRST}.png", exif=exif(6))
+
+
 def bomb(root: Path) -> None:
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -128,6 +138,16 @@ def bomb(root: Path) -> None:
             label_37,
             f"SegmentationClass/{FIRST}.png",
             "label 37, but there are 21 classes; use 0..20, and 255 for pixels",
+        ),
+        (
+            turn_upside_down,
+            f"JPEGImages/{FIRST}.jpg",
+            "its EXIF orientation turns it, and nothing tells whether its labels are turned with it; store it without",
+        ),
+        (
+            turn_mask,
+            f"SegmentationClass/{FIRST}.png",
+            "a mask cannot have an EXIF orientation; store it turned as it is meant, without EXIF",
         ),
         (
             bomb,
@@ -222,6 +242,48 @@ def test_no_image_is_left_after_skipping(train: TrainCall, voc_folder: Path, out
         == f"--labels masks:all: no usable labelled image is left in split 'train' of {voc_folder}; mend the files"
     )
     assert not out.exists()
+
+
+# ----------------------------------------------------------------- odd images
+
+
+@pytest.fixture
+def odd_folder(tmp_path: Path) -> Path:
+    """A VOC folder of whole images that nobody thinks of, all in train and val, with masks of the upright image."""
+    root = tmp_path / "odd" / "VOC2012"
+    (root / "JPEGImages").mkdir(parents=True)
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    names = {f"{number:02}": name for number, name in enumerate(ODD_IMAGES)}
+    for id, name in names.items():
+        path = root / f"JPEGImages/{id}{Path(name).suffix}"
+        ODD_IMAGES[name](path)
+        mask = np.zeros(read_image(path).shape[1:])
+        mask[:, ::2] = CAT
+        save_palette(root / f"SegmentationClass/{id}.png", mask)
+    for split in ("train", "val"):
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names))
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_odd_images_go_all_the_way(train: TrainCall, call: Call, odd_folder: Path, tmp_path: Path, out: Path) -> None:
+    inspected = call("inspect", odd_folder, "--out", tmp_path / "look")
+    assert inspected.code == 0 and "broken" not in inspected.out
+    # Every image is drawn; the crop is larger than all of them, and some are smaller than the stride.
+    steps = -(-len(ODD_IMAGES) // 4)
+    trained = train("--json", data=odd_folder, backbone="mobilenetv2_100", crop=48, batch_size=4, steps=steps)
+    assert trained.code == 0 and trained.json["images"] == len(ODD_IMAGES), trained.err
+    several = ("--scales", 0.5, "--scales", 1.5, "--flip", "--window", 16)
+    assert call("evaluate", out, "--data", odd_folder, *several).code == 0
+    assert call("predict", out, odd_folder / "JPEGImages", "--out", tmp_path / "predicted").code == 0
+    assert call("annotate", out, "--data", odd_folder, "--out", tmp_path / "annotated").code == 0
+    for path in (odd_folder / "JPEGImages").iterdir():
+        height, width = read_image(path).shape[1:]
+        for folder in ("predicted", "annotated/SegmentationClass"):
+            with Image.open(tmp_path / folder / f"{path.stem}.png") as predicted:
+                assert predicted.size == (width, height), path
+    # Its images are upright, so that their labels are known to fit.
+    assert call("inspect", tmp_path / "annotated").code == 0
 
 
 # --------------------------------------------------------------------- labels
@@ -338,7 +400,7 @@ def test_a_list_of_ids_that_the_split_lacks(train: TrainCall, tmp_path: Path, vo
     [
         ({"split": "trian"}, "{data}: no split 'trian'; did you mean 'train'?"),
         ({"val_split": "vall"}, "{data}: no split 'vall'; did you mean 'val'?"),
-        ({"backbone": "mobilenetv2"}, "unknown backbone 'mobilenetv2'; did you mean 'mobilenetv2_"),
+        ({"backbone": "mobilenetv2_10"}, "unknown backbone 'mobilenetv2_10'; did you mean 'mobilenetv2_1"),
         ({"backbone": "tinny"}, "unknown backbone 'tinny'; did you mean 'tiny'?"),
         ({"backbone_weights": "imagenet"}, "backbone 'tiny' has no ImageNet weights; --backbone-weights none"),
         ({"preset": "minni"}, "--preset minni: neither a preset of 'supervised' nor a file; did you mean 'mini'?"),

@@ -20,6 +20,7 @@ from tests.conftest import Called
 
 Call = Callable[..., Called]
 
+WITHOUT_DEFAULT = {"--out", "--preset", "--labels", "--task", "--option", "--window", "--output-stride", "--crf"}
 SWITCHES = {"--help", "--json", "--version"}
 POSITIONAL = {
     "methods": ["NAME"],
@@ -103,7 +104,7 @@ def test_the_help_of_a_verb_tells_meaning_type_and_default_of_each_option(call: 
         if name.startswith("--") and name not in SWITCHES:
             has_default = "[default: " in text or "[required]" in text
             # Without a default the option is off; these say so by their meaning.
-            assert has_default or name in ("--out", "--preset", "--labels", "--task", "--option"), name
+            assert has_default or name in WITHOUT_DEFAULT, name
     assert "--empty-" not in called.out
 
 

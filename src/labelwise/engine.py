@@ -217,6 +217,8 @@ class Training:
             seed = derive_seed(self.seed, "stream", name)
             # An unlabelled stream never reads labels, not even where it falls back to labelled images.
             read = self.read if stream.source == "labeled" else self.dataset.read
+            if stream.copies is not None:
+                ids = [id for id in ids for _ in range(stream.copies(read(id)))]
             images = StreamSet(read, ids, stream, seed)
             batch = _share(self.method, stream, hardware)
             batches = EndlessBatches(
@@ -264,7 +266,7 @@ def _tensorboard(folder: Path) -> list[Logger]:
 
 def _compile(method: Method, hardware: Hardware) -> None:
     """Compile the network in place and try it once; an unsupported machine keeps the plain network."""
-    crop = getattr(method.config, "crop", 64)
+    crop = getattr(method.config, "crop", 0) or 64
     device = "cuda" if hardware.on_gpu else "cpu"
     method.network.compile()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning
 import torch
@@ -25,6 +25,25 @@ TASKS = (
 )
 
 
+class MainScore(NamedTuple):
+    """The score of a task that runs are compared by.
+
+    Attributes:
+        key: its name among the results, in percent.
+        name: as papers write it.
+    """
+
+    key: str
+    name: str
+
+
+MAIN_SCORES = {
+    "semantic segmentation": MainScore("miou", "mIoU"),
+    "classification": MainScore("map", "mAP"),
+}
+"""The main score of each task that a method can be trained for."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a method has to be given.
@@ -42,6 +61,11 @@ class Needs:
     def fit(self, kinds: Collection[Kind]) -> bool:
         """Whether a data set with these kinds of label has all that is needed (weaker kinds are derived)."""
         return self.labels <= with_derivable(kinds)
+
+    @property
+    def all_labels(self) -> str:
+        """The specification of every label that it learns from, such as `masks:all`."""
+        return "+".join(f"{kind}:all" for kind in sorted(self.labels)) or "none"
 
     def __str__(self) -> str:
         parts = [str(kind) for kind in sorted(self.labels)] or ["no labels"]
@@ -71,7 +95,8 @@ class Claim:
         baseline: the method it is measured against.
         labels: what both may see in the mini-scale experiment.
         paper_labels: what both may see in the paper's experiment.
-        margin: the least difference, in points of the task's main score, for the claim to hold at mini scale.
+        margin: the least difference, in points of the task's main score, for the claim to hold at mini scale;
+            below 0 it is the loss that a claim of being no worse allows, at both scales.
         ceiling: labels with which the baseline is trained as well; the claim is also told as the share of the gap
             between the baseline's two scores.
         scenes: the synthetic data set of the mini-scale experiment, as options of the verb `shapes`.
@@ -105,6 +130,11 @@ class Card:
     idea: str
     published: tuple[Published, ...] = ()
     claim: Claim | None = None
+
+    @property
+    def main_score(self) -> MainScore:
+        """The score that its runs are compared by."""
+        return MAIN_SCORES[self.task]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +194,13 @@ class Stream:
         transform: from the sample as read to its augmented views; called with torch's random state seeded
             by (seed, stream, draw).
         share: images of this stream in a step, as a multiple of `batch_size`.
+        copies: how often an image with these labels comes in one pass over the stream; once unless given.
     """
 
     source: Literal["labeled", "unlabeled", "ood"]
     transform: Callable[[Sample], Views]
     share: float = 1.0
+    copies: Callable[[Sample], int] | None = None
 
 
 class NonFiniteLoss(RuntimeError):

@@ -31,11 +31,12 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     print_rows(
         [{"": key, "value": f"{value:.2f}" if isinstance(value, float) else value} for key, value in scores.items()]
     )
-    if "iou" in result:
-        rows = [
-            {"class": name, "IoU": "absent" if iou is None else f"{iou:.1f}"} for name, iou in result["iou"].items()
-        ]
-        print_rows(rows)
+    for key, title in (("iou", "IoU"), ("ap", "AP")):
+        if key in result:
+            values = result[key].items()
+            print_rows(
+                [{"class": name, title: "absent" if value is None else f"{value:.1f}"} for name, value in values]
+            )
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from labelwise.errors import UserError
 from labelwise.files import atomic_write
 from labelwise.inference_options import InferenceOptions
 from labelwise.method import Method
+from labelwise.models.dense_crf import parse_crf
 from labelwise.models.inference import Inference
 from labelwise.tasks.segmentation import SegmentationMethod
 
@@ -90,9 +91,6 @@ def _unloadable(folder: Path, error: Exception) -> UserError:
 
 def _predicting(method: Method, options: InferenceOptions) -> SegmentationMethod:
     """The same method, not yet with its weights, that predicts in this way."""
-    # Only here: parameters of the CRF may be read from a file.
-    from labelwise.models.dense_crf import parse_crf
-
     if not isinstance(method, SegmentationMethod):
         name = next(iter(options.changed)).replace("_", "-")
         raise UserError(f"--{name}: '{method.card.name}' does not predict pixels; leave it out")
@@ -151,7 +149,8 @@ def _card(method: Method, results: Mapping[str, Any], command: str) -> str:
         f"Classes: {', '.join(method.classes.names)}",
         "",
     ]
-    if "miou" in results:
-        lines += [f"Measured: {results['miou']:.1f} mIoU on {results['images']} images ({results['protocol']}).", ""]
+    key, name = method.card.main_score
+    if key in results:
+        lines += [f"Measured: {results[key]:.1f} {name} on {results['images']} images ({results['protocol']}).", ""]
     lines += ["Load it with `labelwise predict THIS_FOLDER IMAGE --out DIR`.", ""]
     return "\n".join(lines)

@@ -17,8 +17,9 @@ from labelwise.hardware import process_rank
 from labelwise.loaders import evaluation_loader
 from labelwise.method import Method
 from labelwise.monitoring import clean_pseudo_labels, read_bounded
-from labelwise.reports.pictures import contact_sheet, legend_entries, overlay
+from labelwise.reports.pictures import contact_sheet, legend_entries, overlay, text_panel
 from labelwise.samples import IGNORE_INDEX, Kind
+from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.few_masks import FewMasksMethod
 
 _PICTURED = 6
@@ -29,8 +30,9 @@ def score(method: Method, dataset: DataSet, ids: Sequence[str], trainer: lightni
     """Score a method on images with labels; every image counts once, however many processes share the work.
 
     Returns:
-        What `evaluate --json` prints: for semantic segmentation `miou`, `iou`, `pixel_accuracy`, `boundary_iou`
-        (percent) and `images`.
+        What `evaluate --json` prints, in percent, and `images`: for semantic segmentation `miou`, `iou`,
+        `pixel_accuracy` and `boundary_iou`; for classification `map`, `ap` and, where every image has one class, `top1`
+        and `top5`.
     """
     loader = evaluation_loader(
         dataset, ids, method.card.gives, rank=process_rank(), world=trainer.world_size, workers=0
@@ -49,14 +51,37 @@ def write_prediction_sheet(
     """A sheet of image, truth and each method's prediction for a few images spread over the ids.
 
     Args:
-        trained: title -> method.
-        dataset: where to read images and masks.
-        ids: images with masks.
+        trained: title -> method; all of one task.
+        dataset: where to read images and labels.
+        ids: images with the labels that the methods give.
         path: the PNG to write; its folder is made if need be.
         count: images on the sheet.
     """
-    classes = dataset.classes
     chosen = [ids[position] for position in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
+    classifiers = {title: method for title, method in trained.items() if isinstance(method, ClassificationMethod)}
+    sheet = _tag_sheet(classifiers, dataset, chosen) if classifiers else _mask_sheet(trained, dataset, chosen)
+    _save(sheet, path)
+
+
+def _tag_sheet(trained: Mapping[str, ClassificationMethod], dataset: DataSet, chosen: Sequence[str]) -> Image.Image:
+    names = dataset.classes.names
+    rows: list[list[Image.Image]] = []
+    for id in chosen:
+        sample = dataset.read(id, {Kind.TAGS})
+        assert sample.tags is not None
+        true = {name: tag for name, tag in zip(names, sample.tags.tolist(), strict=True) if tag}
+        truth = [(f"{name} (difficult)" if tag == IGNORE_INDEX else name, False) for name, tag in true.items()]
+        panels = [text_panel(truth)]
+        for method in trained.values():
+            scores, tags = predicted_tags(method, sample.image)
+            said = sorted((name for name, tag in zip(names, tags.tolist(), strict=True) if tag), key=scores.__getitem__)
+            panels.append(text_panel([(f"{name} {scores[name]:.2f}", name not in true) for name in reversed(said)]))
+        rows.append([Image.fromarray(sample.image.numpy().transpose(1, 2, 0)), *panels])
+    return contact_sheet(rows, ["image", "truth", *trained], chosen)
+
+
+def _mask_sheet(trained: Mapping[str, Method], dataset: DataSet, chosen: Sequence[str]) -> Image.Image:
+    classes = dataset.classes
     rows: list[list[Image.Image]] = []
     shown: list[np.ndarray] = []
     for id in chosen:
@@ -68,7 +93,10 @@ def write_prediction_sheet(
         rows.append([Image.fromarray(image.transpose(1, 2, 0)), *drawn])
         shown += masks
     legend = legend_entries(shown, classes.names, classes.palette)
-    sheet = contact_sheet(rows, ["image", "truth", *trained], chosen, legend=legend)
+    return contact_sheet(rows, ["image", "truth", *trained], chosen, legend=legend)
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         sheet.save(file, format="PNG")
@@ -117,10 +145,7 @@ def write_pseudo_label_sheet(
     titles = ["image", *(["truth (monitoring)"] if with_truth else []), "pseudo-label", "prediction"]
     legend = legend_entries(shown, classes.names, classes.palette)
     cell = factor * longest if factor > 1 else _CELL
-    sheet = contact_sheet(rows, titles, [sample.id for sample in samples], cell, legend)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        sheet.save(file, format="PNG")
+    _save(contact_sheet(rows, titles, [sample.id for sample in samples], cell, legend), path)
 
 
 def _fitted(picture: Image.Image, factor: int, shrink: Image.Resampling) -> Image.Image:
@@ -136,3 +161,13 @@ def predicted_mask(method: Method, image: torch.Tensor) -> np.ndarray:
     method.eval()
     scores: torch.Tensor = method.predict(image.as_subclass(torch.Tensor)[None].to(method.device))
     return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+@torch.no_grad()
+def predicted_tags(method: ClassificationMethod, image: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
+    """The probability of each class of one [3, H, W] uint8 image by name, and the predicted tags, [C] uint8."""
+    method.eval()
+    logits = method.predict(image.as_subclass(torch.Tensor)[None].to(method.device))
+    probabilities = method.probabilities(logits)
+    scores = dict(zip(method.tag_names, probabilities[0].tolist(), strict=True))
+    return scores, method.tags(probabilities)[0].cpu()

@@ -14,6 +14,7 @@ from labelwise.datasets.camvid import CamVid
 from labelwise.datasets.folders import Folders
 from labelwise.errors import BadFile, UserError
 from labelwise.samples import Kind
+from tests.odd_images import exif
 
 
 def image(path: Path, size: tuple[int, int] = (4, 3)) -> None:
@@ -47,6 +48,16 @@ def test_both_sorted_arrangements_are_read(tmp_path: Path, images: str, masks: s
     assert sample.points is not None and sample.points.shape == (11, 2)
     assert sample.point_labels is not None and sample.point_labels.bincount().tolist() == [7, 2, 2]
     assert data.read("b", Kind).mask is None
+
+
+def test_a_mask_that_fits_a_turned_image_either_way_is_refused(tmp_path: Path) -> None:
+    mask(tmp_path / "masks/a.png", LABELS)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 3)).save(tmp_path / "images/a.png", exif=exif(3))
+    with pytest.raises(BadFile, match=r"images/a\.png: its EXIF orientation turns it, and nothing tells"):
+        Folders(tmp_path).read("a", [Kind.MASKS])
+    Image.new("RGB", (3, 4)).save(tmp_path / "images/a.png", exif=exif(6))
+    assert Folders(tmp_path).read("a", [Kind.MASKS]).mask is not None
 
 
 def test_unsorted_images_are_divided_by_their_names_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,19 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from labelwise.datasets.base import Classes, voc_palette
-from labelwise.datasets.images import image_size, read_image, read_mask, restore_mask, write_image, write_mask
+from labelwise.datasets.images import (
+    is_turned,
+    read_image,
+    read_mask,
+    read_oriented,
+    restore_mask,
+    write_image,
+    write_mask,
+)
 from labelwise.datasets.voc import VOC_NAMES
 from labelwise.errors import BadFile
 from labelwise.files import atomic_write
+from tests.odd_images import ODD_IMAGES, SIZE, exif, png
 
 CLASSES = Classes(VOC_NAMES)
 
@@ -81,15 +91,74 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     assert "floating-point" in refusal(tmp_path / "a.tif")
 
 
-def test_exif_orientation_turns_the_image_and_its_size(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture = Image.new("RGB", (32, 24))
-    picture.paste((255, 255, 255), (0, 0, 8, 24))
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    image = read_image(tmp_path / "a.jpg")
-    assert tuple(image.shape) == (3, 32, 24) and image_size(tmp_path / "a.jpg") == (32, 24)
-    assert image[:, :6].float().mean() > 250 and image[:, 10:].float().mean() < 5
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (4, 2)])
+def test_sixteen_bits_of_color_and_alpha_keep_their_range(tmp_path: Path, color: int, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 5, channels))
+    (tmp_path / "a.png").write_bytes(png(16, color, pixels))
+    shown = pixels if channels == 3 else pixels[..., :1].repeat(3, axis=2)
+    image = read_image(tmp_path / "a.png").permute(1, 2, 0).numpy()
+    assert np.abs(image - shown / 257).max() < 1
+
+
+def test_the_colors_under_transparency_count(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), pixels[..., :3])
+    palette = Image.fromarray(pixels[..., :3]).quantize(8)
+    palette.save(tmp_path / "b.png", transparency=0)
+    assert np.array_equal(read_image(tmp_path / "b.png").permute(1, 2, 0).numpy(), np.array(palette.convert("RGB")))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("name", ODD_IMAGES)
+def test_odd_images_become_eight_bit_rgb(tmp_path: Path, name: str) -> None:
+    ODD_IMAGES[name](tmp_path / name)
+    small = {"pixel.png": (1, 1), "column.png": (40, 1), "row.png": (1, 40), "small.png": (5, 7)}
+    size = SIZE[::-1] if name.startswith("turned") else small.get(name, SIZE)
+    image = read_image(tmp_path / name)
+    assert image.shape == (3, *size) and image.dtype == torch.uint8
+    # Noise is neither clipped nor flattened.
+    assert name in ("constant.png", "black.png", "pixel.png") or 40 < image.float().std() < 130
+
+
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_turns_the_image(tmp_path: Path, orientation: int, name: str) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    options = {"lossless": True} if name.endswith("webp") else {}
+    Image.fromarray(stored).save(tmp_path / name, exif=exif(orientation), **options)
+    image, told = read_oriented(tmp_path / name)
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), UPRIGHT[orientation](stored))
+    assert told == orientation and is_turned(tmp_path / name) == (orientation != 1)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_what_is_no_orientation_turns_nothing(tmp_path: Path) -> None:
+    for name in ("strange_orientation.jpg", "damaged_exif.jpg"):
+        ODD_IMAGES[name](tmp_path / name)
+        image, orientation = read_oriented(tmp_path / name)
+        assert image.shape[1:] == SIZE and orientation == 1
+
+
+def test_a_mask_with_an_exif_orientation_is_refused(tmp_path: Path) -> None:
+    labels = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    for orientation in (3, 6):
+        labels.save(tmp_path / "a.png", exif=exif(orientation))
+        assert "a mask cannot have an EXIF orientation; store it turned" in mask_refusal(tmp_path / "a.png")
+    labels.save(tmp_path / "a.png", exif=exif(1))
+    assert read_mask(tmp_path / "a.png", CLASSES).tolist() == [[0, 1, 2]]
 
 
 def test_truncated_jpeg_is_refused(tmp_path: Path) -> None:

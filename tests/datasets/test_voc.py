@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,12 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from labelwise.datasets.base import Classes
+from labelwise.datasets.images import is_turned
 from labelwise.datasets.voc import VOC, VOC_NAMES
 from labelwise.errors import BadFile, UserError
 from labelwise.samples import Kind, Sample
+from tests.conftest import save_palette
+from tests.odd_images import exif
 
 FIRST = "2007_000001"
 CAT, PERSON = 8, 15
@@ -180,6 +185,54 @@ def test_an_image_turned_by_exif_takes_a_mask_of_the_turned_size(voc_folder: Pat
     Image.new("RGB", (32, 24)).save(voc_folder / f"JPEGImages/{FIRST}.jpg", exif=exif)
     message = refusal(VOC(voc_folder), Kind.MASKS)
     assert "it has 32x24 pixels, but the image has 24x32; turn it as the image's EXIF" in message
+
+
+def turned(root: Path, orientation: int, size: tuple[int, int] = (32, 24)) -> None:
+    """Store the first image with this width and height and EXIF orientation."""
+    Image.new("RGB", size).save(root / f"JPEGImages/{FIRST}.jpg", exif=exif(orientation))
+
+
+UNTOLD = (
+    f"JPEGImages/{FIRST}.jpg: its EXIF orientation turns it, and nothing tells whether its labels are turned with it; "
+    "store it without EXIF orientation, so that the labels fit"
+)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_labels_that_fit_a_turned_image_either_way_are_refused(voc_folder: Path, orientation: int) -> None:
+    turned(voc_folder, orientation)
+    (voc_folder / "Points").mkdir()
+    point = {"x": 3, "y": 4, "class": "cat"}
+    (voc_folder / f"Points/{FIRST}.json").write_text(json.dumps({"image": FIRST, "points": [point]}))
+    for kind in (Kind.MASKS, Kind.INSTANCES, Kind.BOXES, Kind.POINTS):
+        assert refusal(VOC(voc_folder), kind) == UNTOLD
+    assert VOC(voc_folder).read(FIRST).image.shape == (3, 24, 32)
+
+
+def test_masks_of_a_turned_square_are_refused(voc_folder: Path) -> None:
+    turned(voc_folder, 6, (24, 24))
+    save_palette(voc_folder / f"SegmentationClass/{FIRST}.png", np.zeros((24, 24)))
+    assert refusal(VOC(voc_folder), Kind.MASKS) == UNTOLD
+
+
+def test_boxes_of_a_turned_image_are_taken_if_they_state_its_upright_size(voc_folder: Path) -> None:
+    turned(voc_folder, 8)
+    assert refusal(VOC(voc_folder), Kind.BOXES) == UNTOLD
+    turned(voc_folder, 8, (24, 32))
+    assert VOC(voc_folder).read(FIRST, [Kind.BOXES]).boxes is not None
+    annotation(voc_folder).write_text(re.sub(r"<size>.*</size>", "", annotation(voc_folder).read_text()))
+    assert refusal(VOC(voc_folder), Kind.BOXES) == UNTOLD
+
+
+def test_a_turned_image_is_taken_over_upright(tmp_path: Path, voc_folder: Path) -> None:
+    turned(voc_folder, 3)
+    source = VOC(voc_folder)
+    target = VOC.create(tmp_path / "new", source.classes)
+    target.copy_image(FIRST, source.image_file(FIRST))
+    assert not is_turned(target.image_file(FIRST)) and is_turned(source.image_file(FIRST))
+    mask = tv_tensors.Mask(torch.zeros(24, 32, dtype=torch.uint8))
+    target.write(replace(source.read(FIRST), mask=mask))
+    assert target.read(FIRST, [Kind.MASKS]).mask is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- classes

@@ -64,6 +64,8 @@ def test_scores_by_hand() -> None:
     assert found.iou == {"background": pytest.approx(100 * 2 / 5), "cat": 50.0, "dog": 0.0, "bird": None}
     assert found.miou == pytest.approx((40 + 50 + 0) / 3)
     assert found.pixel_accuracy == pytest.approx(100 * 4 / 7)
+    assert found.mean_accuracy == pytest.approx((200 / 3 + 200 / 3 + 0) / 3)
+    assert found.frequency_weighted_iou == pytest.approx((3 * 40 + 3 * 50 + 1 * 0) / 7)
     assert found.images == 1
     assert found.histogram[1].tolist() == [1, 2, 0, 0]
 
@@ -73,6 +75,15 @@ def test_an_absent_class_can_count_as_zero() -> None:
     assert scores_of((ones, ones)).miou == 100
     assert scores_of((ones, ones), absent="zero").miou == 25
     assert scores_of((ones, ones), absent="zero").iou["dog"] == 0
+
+
+def test_a_class_that_is_only_predicted_has_no_accuracy() -> None:
+    target = torch.tensor([[0, 0, 0, 0]], dtype=torch.uint8)
+    prediction = torch.tensor([[0, 0, 0, 1]], dtype=torch.uint8)
+    found = scores_of((prediction, target))
+    assert found.mean_accuracy == 75
+    assert found.frequency_weighted_iou == 75
+    assert found.miou == 37.5
 
 
 def test_the_mean_is_over_the_set_and_not_over_images() -> None:

@@ -211,7 +211,7 @@ def test_a_checkpoint_with_more_than_tensors_is_refused(tmp_path: Path) -> None:
         (("qqqqqqqqqqqqq", 16, None), "known are .*tiny"),
         (("vgg11", 16, None), "'vgg11' cannot have output stride 16"),
         (("swin_tiny_patch4_window7_224", 16, None), "cannot have output stride 16"),
-        (("tiny", 4, None), "neither 8 nor 16"),
+        (("tiny", 2, None), "is not 4, 8 or 16"),
         (("tiny", 16, "imagenet"), "no ImageNet weights"),
         (("tiny", 16, None, (2, 4, 8)), "'tiny' has no last blocks to dilate"),
         (("resnetv2_50", 16, None, (2, 4, 8)), "no last blocks to dilate; --backbone resnet50s or mobilenetv2_100"),

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from labelwise.errors import UserError
 from labelwise.models.backbones import create_backbone
 from labelwise.models.deeplab_v3plus import DeepLabV3Plus
 from labelwise.models.tiny import MicroNetwork
@@ -49,3 +50,24 @@ def test_weights_of_a_micro_network_are_read_from_a_file(tmp_path: Path) -> None
     save_file(trained, tmp_path / "micro.safetensors")
     state = create_backbone("micro_w4", 4, tmp_path / "micro.safetensors").body.state_dict()
     assert all(torch.equal(value, trained[key]) for key, value in state.items())
+
+
+def test_the_network_of_stride_32_halves_its_size_five_times() -> None:
+    backbone = create_backbone("tiny32", 32, None).eval()
+    assert sum(parameter.numel() for parameter in backbone.parameters()) < 70_000
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 96))
+    assert backbone.strides == (2, 4, 8, 16, 32)
+    expected = [
+        (channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert [tuple(feature.shape[1:]) for feature in features] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "message"), [("tiny32", 16, "stride 32 and no other"), ("tiny", 32, "tiny32")]
+)
+def test_a_stride_that_a_small_network_cannot_have_is_refused(name: str, output_stride: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_backbone(name, output_stride, None)

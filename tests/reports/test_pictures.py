@@ -24,6 +24,7 @@ from labelwise.reports.pictures import (
     overlay,
     png_data_uri,
     swatch,
+    text_panel,
 )
 
 PALETTE = voc_palette()
@@ -123,6 +124,20 @@ def test_contact_sheet_makes_room_for_titles_and_legend() -> None:
     full = contact_sheet([[picture] * 3] * 2, ["image", "truth", "x" * 500], ["id " * 99, "<b>"], legend=names)
     assert full.width == plain.width
     assert full.height > plain.height + 21 * 20
+
+
+def colors_of(panel: Image.Image) -> set[object]:
+    return {color for _, color in panel.getcolors(1 << 16) or ()}
+
+
+def test_a_panel_of_text_sets_off_what_is_wrong_and_counts_what_does_not_fit() -> None:
+    orange = (255, 122, 46)
+    assert orange in colors_of(text_panel([("cat", False), ("dog", True)]))
+    assert orange not in colors_of(text_panel([("cat", False), ("dog", False)]))
+    # The wrong line is beyond the room of a small panel.
+    crowded = text_panel([("cat", False)] * 5 + [("dog", True)], cell=80)
+    assert crowded.size == (80, 80) and orange not in colors_of(crowded)
+    assert len(colors_of(text_panel([]))) == 1
 
 
 def test_data_uri_is_the_picture(tmp_path: Path) -> None:

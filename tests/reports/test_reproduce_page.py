@@ -51,8 +51,9 @@ def reproduction(scores: dict[str, list[float] | None] | None = None, **other: A
     }
     for side, values in scores.items():
         mean, half_width = mean_interval(values) if values else (None, None)
-        measured = {"labels": "masks:1/16", "scores": values, "mean": mean, "half_width": half_width, "labeled": 20}
-        measured |= {"unlabeled": 300, "steps": 450, "seconds": 70.0, "peak_memory_mb": 900}
+        name = "cps" if side == "method" else "supervised"
+        measured = {"name": name, "labels": "masks:1/16", "scores": values, "mean": mean, "half_width": half_width}
+        measured |= {"labeled": 20, "unlabeled": 300, "steps": 450, "seconds": 70.0, "peak_memory_mb": 900}
         content |= {f"{side}_{name}": value for name, value in measured.items()}
     return content | other
 
@@ -137,6 +138,23 @@ def test_at_paper_scale_no_margin_is_asked_for(tmp_path: Path, read_page: Read) 
     assert "say nothing about them" not in text and "as the paper prints them" in text
 
 
+def test_a_loss_that_the_claim_allows_is_told_as_such(tmp_path: Path, read_page: Read) -> None:
+    scores = SCORES | {"method": [39.0, 40.0, 41.1], "ceiling": None}
+    text = read_page(write_reproduce_report(tmp_path, reproduction(scores, margin=-2.0))).text
+    assert "the claim holds" in text
+    assert "the mean difference is above -2.00 points and its whole 95 % Student-t interval lies above -2.00 p" in text
+    assert "does not hold if the whole interval lies at or below -2.00 points" in text
+
+
+def test_a_method_and_its_coarser_form_are_told_apart(tmp_path: Path, read_page: Read) -> None:
+    content = reproduction(method="fcn", baseline="fcn", baseline_name="fcn, stride 32", method_name="fcn")
+    path = write_reproduce_report(tmp_path, content)
+    assert "baseline fcn, stride 32 masks:1/16 20 300 450 1 min 10 s 900 MB" in rows(path)
+    assert "method fcn masks:1/16 20 300 450 1 min 10 s 900 MB" in rows(path)
+    text = read_page(path).text
+    assert "%fcn, stride 32 on masks:1/16" in text and "%fcn on masks:1/16" in text
+
+
 @pytest.mark.parametrize(
     ("mean", "half_width", "margin", "reason"),
     [
@@ -147,6 +165,9 @@ def test_at_paper_scale_no_margin_is_asked_for(tmp_path: Path, read_page: Read) 
         (3.0, 4.0, 2.0, "contains 0; more seeds may decide"),
         (3.0, 1.0, 3.5, "lies above 0, but the mean is below the 3.50 points"),
         (3.0, None, 0.0, "without one nothing is decided"),
+        (-1.0, 0.5, -2.0, "lies above -2.00, the loss that the claim allows."),
+        (-4.0, 1.0, -2.0, "lies at or below -2.00, the loss that the claim allows."),
+        (-2.0, 1.0, -2.0, "contains -2.00, the loss that the claim allows; more seeds may decide"),
     ],
 )
 def test_the_reason_is_that_of_the_verdict(mean: float, half_width: float | None, margin: float, reason: str) -> None:

@@ -12,6 +12,7 @@ from labelwise.datasets.base import Classes
 from labelwise.errors import UserError
 from labelwise.losses.pixel import ohem_cross_entropy
 from labelwise.methods.masks.supervised import Supervised
+from labelwise.metrics.trimap import TrimapIoU
 from labelwise.samples import Batch
 from labelwise.tasks import segmentation
 
@@ -84,7 +85,9 @@ def test_windows_step_by_two_thirds_as_in_their_papers(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, object], expected: tuple[object, ...]
 ) -> None:
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(segmentation, "sliding_window_logits", lambda network, image, *rest: asked.append(rest))
+    monkeypatch.setattr(
+        segmentation, "sliding_window_logits", lambda network, image, *rest: asked.append(rest) or image
+    )
     method(**options).eval().predict(image())
     assert asked == [expected]
 
@@ -92,8 +95,8 @@ def test_windows_step_by_two_thirds_as_in_their_papers(
 def test_shifted_windows_average_logits_and_cut_ones_probabilities() -> None:
     picture = image(48, 48)
     shifted, cut = (method(window=32, windows=windows).eval().predict(picture) for windows in ("shifted", "cut"))
-    torch.testing.assert_close(cut.sum(1), torch.ones(1, 48, 48))
-    assert not torch.allclose(shifted.sum(1), torch.ones(1, 48, 48))
+    torch.testing.assert_close(cut.exp().sum(1), torch.ones(1, 48, 48))
+    assert not torch.allclose(shifted.exp().sum(1), torch.ones(1, 48, 48))
 
 
 def labeled(seed: int = 0) -> Batch:
@@ -185,6 +188,23 @@ def test_networks_beside_the_kept_one_are_scored_too(window: int) -> None:
     assert results["miou_cats"] == pytest.approx(75 / 2)
     assert results["miou_dogs"] == pytest.approx(25 / 2)
     assert "miou_cats" not in scored(training=False)
+
+
+def test_a_thorough_evaluation_scores_the_bands_around_boundaries() -> None:
+    segmenter = method().eval()
+    segmenter.log = lambda *arguments, **options: None
+    mask = torch.ones(1, 32, 48, dtype=torch.uint8)
+    mask[:, :, :12] = 2
+    batch = Batch(ids=("a",), image=image(), mask=mask)
+    for thorough in (False, True):
+        segmenter.thorough = thorough
+        segmenter.validation_step(batch, 0)
+        segmenter.on_validation_epoch_end()
+        assert ("trimap_miou" in segmenter.results) == thorough
+    expected = TrimapIoU(CLASSES.names)
+    expected.update(segmenter.predict(batch.image).argmax(1), mask)
+    assert segmenter.results["trimap_miou"] == {str(width): value for width, value in expected.compute().items()}
+    assert not segmenter.trimap.histograms.any()
 
 
 def test_predictions_have_the_images_own_size() -> None:

@@ -16,6 +16,8 @@ from PIL import Image
 
 from labelwise import datasets
 from labelwise.costs import COSTS, cost_table
+from labelwise.errors import UserError
+from labelwise.hardware import Hardware
 from labelwise.reports.statistics import paired_difference
 from labelwise.samples import Kind
 from labelwise.verbs import compare as module
@@ -100,6 +102,21 @@ def test_table_plot_and_page_are_written(comparison: Path) -> None:
         assert sheet.format == "PNG" and sheet.width > 4 * 48
     page = (comparison / "report.html").read_text()
     assert "data:image/png;base64," in page and "<svg" in page and "runs/cps-shapes-masks-all-seed1/report.html" in page
+
+
+def test_a_method_can_be_compared_with_a_form_of_itself(shapes_folder: Path, tmp_path: Path) -> None:
+    forms = {"cps, without cutmix": module.Form("cps", {"cutmix": False}), "unused": module.Form("mgd")}
+    call = {"data": shapes_folder, "labels": ["masks:1/2"], "seeds": 1, "out": tmp_path / "out"}
+    call |= {"options": TINY_OPTIONS | {"steps": 1, "cps.cutmix": True}, "hardware": Hardware(workers=0)}
+    content = module.compare(["cps, without cutmix", "cps"], forms=forms, **call)
+    assert content["methods"] == ["cps, without cutmix", "cps"] == list(content["options"])
+    assert [content["options"][name]["cutmix"] for name in content["methods"]] == [False, True]
+    assert [run["folder"] for run in content["runs"]] == [
+        f"runs/cps{form}-shapes-masks-1-2-seed0" for form in ("-without-cutmix", "")
+    ]
+    assert "| cps, without cutmix | 1 |" in (tmp_path / "out" / "table.md").read_text()
+    with pytest.raises(UserError, match="out: holds a comparison with other settings"):
+        module.compare(["cps, without cutmix"], forms={"cps, without cutmix": module.Form("cps")}, **call)
 
 
 def test_differences_are_paired_by_seed(comparison: Path) -> None:

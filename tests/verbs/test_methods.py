@@ -13,6 +13,7 @@ from tests.conftest import Called
 Call = Callable[..., Called]
 
 MASK_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.MASKS}]
+TAG_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.TAGS}]
 
 
 def test_the_listing_has_the_promised_keys_for_every_method(call: Call) -> None:
@@ -45,9 +46,9 @@ def test_a_card_tells_what_the_paper_does_and_how_to_run_it(call: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["--labels", "masks:1/8"], MASK_METHODS),
-        (["--labels", "instances"], MASK_METHODS),
-        (["--labels", "tags"], []),
+        (["--labels", "masks:1/8"], sorted([*MASK_METHODS, *TAG_METHODS])),
+        (["--labels", "instances"], sorted([*MASK_METHODS, *TAG_METHODS])),
+        (["--labels", "tags"], TAG_METHODS),
         (["--labels", "none"], []),
         (["--task", "semantic segmentation"], MASK_METHODS),
         (["--task", "detection"], []),

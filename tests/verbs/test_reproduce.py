@@ -18,6 +18,7 @@ from labelwise.method import Claim
 from labelwise.reports.statistics import paired_difference, verdict
 from labelwise.verbs import reproduce as module
 from labelwise.verbs import train as train_module
+from labelwise.verbs.compare import Form
 from tests.conftest import TINY_OPTIONS, Called
 
 Call = Callable[..., Called]
@@ -346,6 +347,93 @@ def test_a_wrong_call_writes_nothing(call: Call, tmp_path: Path, call_words: lis
     out = tmp_path / "out"
     assert call("reproduce", *call_words, "--out", out).message.startswith(message)
     assert not out.exists()
+
+
+COARSER = replace(CLAIM, ceiling=None, labels="masks:all", margin=-3.0, baseline_settings={"decoder_channels": 4})
+COARSE = "supervised, decoder channels 4"
+
+
+def test_a_method_is_measured_against_a_form_of_itself(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("labelwise.verbs.train.write_run_report", lambda folder: None)
+    set_claim(monkeypatch, "supervised", COARSER)
+    # An option of the call is for both sides, unless the claim sets it.
+    more = ("--option", "supervised.crop=24", "--option", "decoder_channels=8")
+    called = call("reproduce", "supervised", *words(tmp_path / "out", *more))
+    folder = tmp_path / "out" / TINY.with_name("tiny-masks-all")
+    content = json.loads((folder / "reproduction-supervised.json").read_text())
+    assert called.code == (0 if content["verdict"] == "holds" else 1)
+    assert (content["baseline_name"], content["method_name"], content["ceiling_name"]) == (COARSE, "supervised", None)
+    assert content["baseline_settings"] == {"decoder_channels": 4} and content["margin"] == -3.0
+    channels = {}
+    for run in (folder / "comparison" / "runs").iterdir():
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        channels[run.name] = config["options"]["decoder_channels"]
+        assert config["method"] == "supervised" and config["options"]["crop"] == 24
+    assert channels == {
+        f"{name}-data-masks-all-seed{seed}": width
+        for name, width in (("supervised", 8), ("supervised-decoder-channels-4", 4))
+        for seed in (0, 1)
+    }
+    for page in (folder / "reproduction-supervised.html", folder / "comparison" / "report.html"):
+        assert COARSE in page.read_text()
+    assert COARSE in called.out
+    again = call("reproduce", "supervised", *words(tmp_path / "out", *more))
+    assert again.err.count("finished already") == 4 and "step " not in again.err
+
+
+def test_another_baseline_can_have_settings_and_a_ceiling(
+    call: Call, compared: Callable[..., Compared], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_claim(monkeypatch, "cps", replace(CLAIM, baseline_settings={"decoder_channels": 4, "flip_sides": True}))
+    refused = call("reproduce", "cps", "--out", tmp_path)
+    assert refused.message.startswith("method 'supervised' has no option 'flip_sides'")
+    set_claim(monkeypatch, "cps", replace(CLAIM, baseline_settings={"decoder_channels": 4}))
+    stand_in = compared([10.0, 20.0, 30.0], [12.0, 22.0, 33.0], [15.0, 25.0, 35.0])
+    for channels in (4, 6):
+        name = f"supervised, decoder channels {channels}"
+        stand_in.scores |= {(name, spec): stand_in.scores["supervised", spec] for spec in ("masks:1/2", "masks:all")}
+        own = [] if channels == 4 else ["--option", "supervised.decoder_channels=6"]
+        content = call("reproduce", "cps", "--out", tmp_path, *own, "--json").json
+        assert content["baseline_name"] == content["ceiling_name"] == name and content["method_name"] == "cps"
+        first, ceiling = stand_in.calls[-2:]
+        assert first["names"] == [name, "cps"] and ceiling["names"] == [name]
+        assert first["forms"][name] == Form("supervised", {"decoder_channels": channels})
+        assert first["out"] == tmp_path / FOLDER / "comparison"
+
+
+def test_settings_that_the_call_gives_to_the_method_too_leave_nothing_to_compare(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_claim(monkeypatch, "supervised", COARSER)
+    refused = call("reproduce", "supervised", "--option", "decoder-channels=4", "--out", tmp_path / "out")
+    assert refused.message == (
+        "METHOD supervised: with this preset and these options it is 'supervised, decoder channels 4', which it is "
+        "measured against; leave decoder_channels to the claim"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_at_paper_scale_a_loss_that_the_claim_allows_is_still_allowed(
+    call: Call, compared: Callable[..., Compared], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shapes_folder: Path
+) -> None:
+    set_claim(monkeypatch, "cps", replace(CLAIM, margin=-2.0))
+    compared([10.0, 20.0, 30.0], [9.0, 19.0, 29.2], [15.0, 25.0, 35.0], labels="masks:blender/1_16")
+    called = call("reproduce", "cps", "--scale", "paper", "--data", shapes_folder, "--out", tmp_path, "--json")
+    assert called.code == 0 and called.json["margin"] == -2.0 and called.json["verdict"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "fcn"),
+        ({"output_stride": 32, "decoder": False}, "fcn, output stride 32, without decoder"),
+        ({"heavy": True, "rates": (6, 12)}, "fcn, with heavy, rates 6 12"),
+    ],
+)
+def test_a_side_is_named_after_its_settings(settings: dict[str, Any], name: str) -> None:
+    assert module.Side("fcn", "masks:all", settings).name == name
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def compare(
     data
         the data set's folder
     labels
-        what the methods may see; give it several times to compare over label budgets [default: masks:all]
+        what the methods may see; give it several times to compare over label budgets [default: every
+        label of the kind that the first method needs]
     seeds
         seeds 0 to N-1
     preset
@@ -77,7 +78,7 @@ def compare(
     comparison = run(
         names,
         data=data,
-        labels=tuple(labels or ["masks:all"]),
+        labels=labels,
         seeds=seeds,
         preset=preset,
         out=out,

@@ -27,6 +27,7 @@ def evaluate(
     data: Path,
     split: str = "val",
     skip_broken: Annotated[bool, Flag] = False,
+    tune_crf: int = 0,
     inference: Annotated[Inference, Flat] = _PLAIN,
     placement: Annotated[SharedPlacement, Flat] = _SHARED,
     json: Json = False,
@@ -43,11 +44,19 @@ def evaluate(
         the split to score on
     skip_broken
         leave out images with broken files, and count them, instead of stopping
+    tune_crf
+        search the numbers of the named CRF on N images of the split first; written to RUN/crf.yaml, and used
     """
     from labelwise.verbs.evaluate import evaluate as score
 
     result = score(
-        run, data=data, split=split, skip_broken=skip_broken, inference=inference, hardware=placement.hardware()
+        run,
+        data=data,
+        split=split,
+        skip_broken=skip_broken,
+        tune_crf=tune_crf,
+        inference=inference,
+        hardware=placement.hardware(),
     )
     if process_rank() == 0:
         print_result(result, json)
@@ -63,7 +72,7 @@ def predict(
     placement: Annotated[Placement, Flat] = _PLACEMENT,
     json: Json = False,
 ) -> None:
-    """Predict images: one palette PNG and one overlay each.
+    """Predict images: one palette PNG and one overlay each, or one JSON file of tags and scores.
 
     Parameters
     ----------
@@ -124,4 +133,4 @@ def annotate(
     if json:
         print_json(result)
     else:
-        console.print(f"{result['images']} images with predicted masks in {out}")
+        console.print(f"{result['images']} images with predicted labels in {out}")

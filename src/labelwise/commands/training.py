@@ -15,7 +15,7 @@ from labelwise.output import (
 )
 
 
-def train(method: str, /, *, data: Path, labels: str = "masks:all") -> None:
+def train(method: str, /, *, data: Path, labels: str | None = None) -> None:
     """Train a method; `labelwise train METHOD --help` shows the method's own options.
 
     Parameters
@@ -25,7 +25,8 @@ def train(method: str, /, *, data: Path, labels: str = "masks:all") -> None:
     data
         the data set's folder
     labels
-        what the method may see: masks:1/8, masks:92, masks:all, masks:classic/183, masks:FILE, ...
+        what the method may see: masks:1/8, masks:92, masks:all, masks:classic/183, masks:FILE, tags:all, ... [default:
+        every label of the kind that it needs]
     """
     raise UserError("METHOD must be the first word after `train`, as in `labelwise train cps --data DATA`")
 
@@ -46,14 +47,14 @@ def train_command(name: str, words: list[str]) -> Callable[..., None]:
     method = listing.load(name)
     config = make_config(method, load_preset(method, _value_of("--preset", words)), {})
     options_class = _with_defaults(method.Config, {field.name: getattr(config, field.name) for field in fields(config)})
-    defaults, hardware_defaults = options_class(), Hardware()
+    defaults, hardware_defaults, all_labels = options_class(), Hardware(), method.card.needs.all_labels
 
     def command(
         method: str,
         /,
         *,
         data: Path,
-        labels: str = "masks:all",
+        labels: str = all_labels,
         preset: str | None = None,
         out: Path | None = None,
         split: str = "train",

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from labelwise.datasets.base import Classes, DataSet, naming, under
-from labelwise.datasets.checks import require_size
+from labelwise.datasets.checks import require_size, require_told
 from labelwise.datasets.derive import ORIGINS, points_of_mask, tags_of_mask
-from labelwise.datasets.images import IMAGE_SUFFIXES, read_image, read_labels, read_mask, write_mask
+from labelwise.datasets.images import IMAGE_SUFFIXES, read_labels, read_mask, read_oriented, write_mask
 from labelwise.datasets.listing import CLASSES_FILE, held_out, read_classes, stems
 from labelwise.errors import BadFile, Problem, UserError
 from labelwise.samples import IGNORE_INDEX, Kind, Sample
@@ -135,7 +135,7 @@ class Folders(DataSet):
     def read(self, id: str, kinds: Collection[Kind] = ()) -> Sample:
         """Read one image and, where a kind asked for comes from it, its mask."""
         with naming(id):
-            image = read_image(self.image_file(id))
+            image, orientation = read_oriented(self.image_file(id))
             files = {path for kind in kinds for path in self.label_files(id, kind)}
             if not files:
                 return Sample(id=id, image=image)
@@ -143,6 +143,7 @@ class Folders(DataSet):
             mask = self._read_mask(path)
             size = (image.shape[1], image.shape[2])
             require_size(path, (mask.shape[0], mask.shape[1]), size)
+            require_told(self.image_file(id), orientation, size, size)
         points, labels = points_of_mask(mask) if Kind.POINTS in kinds else (None, None)
         return Sample(
             id=id,

@@ -26,6 +26,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """The endings of image files, in the order of preference where two files have the same stem."""
 
+# An image whose EXIF is damaged is whole all the same.
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 # The limit below is Pillow's business no more; its warning at a lower one would only double the message.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -39,8 +41,13 @@ _RESTORE = (
     "restore the numbers by labelwise.datasets.images.restore_mask(file, labelwise.datasets.open(folder).classes)"
     " and write masks with Pillow, not OpenCV"
 )
+AS_STORED = 1
+"""The EXIF orientation of an image that is upright as it is stored."""
+
+SIDEWAYS = (5, 6, 7, 8)
+"""The EXIF orientations that exchange height and width."""
+
 _ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 # Pillow stretches the 2- and 4-bit greys of a PNG to 0..255; dividing by these gives the stored numbers back.
 _STRETCH = {"L;2": 85, "L;4": 17}
 
@@ -90,7 +97,8 @@ def refuse(path: Path, reason: str, mend: str) -> NoReturn:
 def read_image(path: Path) -> tv_tensors.Image:
     """Decode an image and turn it upright by its EXIF orientation.
 
-    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped.
+    Greyscale, palette and CMYK images become RGB. 16-bit values are divided by 257, so that 0..65535 becomes 0..255
+    whatever the image's own range. Transparency is dropped: the colors under it count.
 
     Returns:
         [3, H, W] uint8, RGB.
@@ -99,20 +107,34 @@ def read_image(path: Path) -> tv_tensors.Image:
         BadFile: the file is missing, truncated, not an image, of a format that is not read, of several pages, or has
             more than `PIXEL_LIMIT` pixels.
     """
+    return read_oriented(path)[0]
+
+
+def read_oriented(path: Path) -> tuple[tv_tensors.Image, int]:
+    """Decode an image as `read_image` does, and tell how its EXIF orientation turned it.
+
+    Returns:
+        [3, H, W] uint8, RGB; and the orientation: `AS_STORED`, mirrored or turned by 180 degrees (2, 3, 4), or height
+        and width exchanged (`SIDEWAYS`).
+
+    Raises:
+        BadFile: as for `read_image`.
+    """
     with _opened(path) as image:
+        # Decoding a TIFF turns it and forgets the orientation.
+        orientation = _orientation(image)
         array = np.array(_as_rgb(ImageOps.exif_transpose(image), path))
-    return tv_tensors.Image(torch.from_numpy(array).permute(2, 0, 1))
+    return tv_tensors.Image(torch.from_numpy(array).permute(2, 0, 1)), orientation
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the upright image, from its header alone.
+def is_turned(path: Path) -> bool:
+    """Whether an image's EXIF orientation turns or mirrors it.
 
     Raises:
         BadFile: as for `read_image`, as far as the header shows it.
     """
     with _opened(path) as image:
-        width, height = image.size
-        return (width, height) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (height, width)
+        return _orientation(image) != AS_STORED
 
 
 def read_mask(path: Path, classes: Classes) -> tv_tensors.Mask:
@@ -158,13 +180,15 @@ def read_labels(path: Path, classes: Classes | None = None) -> tuple[np.ndarray,
         [H, W] of an integer dtype, and the [n, 3] uint8 palette of a palette PNG.
 
     Raises:
-        BadFile: not a PNG, damaged, or a color picture.
+        BadFile: not a PNG, damaged, a color picture, or with an EXIF orientation.
     """
     with _opened(path) as image:
         if image.format != "PNG":
             refuse(path, f"a {image.format} does not keep class numbers", "store the mask as a palette PNG")
         stretch = _STRETCH.get(_raw_mode(image), 1)
         image.load()
+        if _orientation(image) != AS_STORED:
+            refuse(path, "a mask cannot have an EXIF orientation", "store it turned as it is meant, without EXIF")
         if image.mode == "P":
             return np.array(image), np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
         if image.mode == "1":
@@ -305,6 +329,12 @@ def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
             refuse(path, "it has 32-bit pixels", "store it as an 8-bit or 16-bit image")
         image = Image.fromarray((values // 257).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; what is no orientation at all counts as none."""
+    orientation = image.getexif().get(_ORIENTATION, AS_STORED)
+    return orientation if orientation in range(AS_STORED, max(SIDEWAYS) + 1) else AS_STORED
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from labelwise.datasets.base import Classes, DataSet, naming, under, unique, voc_palette
 from labelwise.datasets.derive import ORIGINS, mask_of_instances, top_instance
-from labelwise.datasets.images import IMAGE_SUFFIXES, checked_mask, encode_mask, read_bytes, read_image, write_image
+from labelwise.datasets.images import (
+    IMAGE_SUFFIXES,
+    checked_mask,
+    encode_mask,
+    is_turned,
+    read_bytes,
+    read_image,
+    read_oriented,
+    write_image,
+)
 from labelwise.datasets.listing import (
     CLASSES_FILE,
     format_classes,
@@ -215,8 +224,8 @@ class VOC(DataSet):
     def read(self, id: str, kinds: Collection[Kind] = ()) -> Sample:
         """Read one image and its labels; see `derive.ORIGINS` for what is derived from what."""
         with naming(id):
-            image = read_image(self.image_file(id))
-            labels = Labels(self, id, (image.shape[1], image.shape[2]))
+            image, orientation = read_oriented(self.image_file(id))
+            labels = Labels(self, id, (image.shape[1], image.shape[2]), orientation)
             fields: dict[str, object] = {}
             for kind in kinds:
                 fields |= labels.read(kind)
@@ -245,9 +254,7 @@ class VOC(DataSet):
         """
         id = _file_name(sample.id)
         if id not in self._names(_IMAGES):
-            path = self._room(_IMAGES) / f"{id}.jpg"
-            write_image(path, sample.image)
-            self._names(_IMAGES)[id] = path.name
+            self._put_image(id, sample.image)
         self._write_masks(sample)
         if sample.boxes is not None:
             self._put(_ANNOTATIONS, id, ".xml", self._annotation(sample))
@@ -261,14 +268,18 @@ class VOC(DataSet):
             self._written_tags[id] = sample.tags
 
     def copy_image(self, id: str, source: Path) -> None:
-        """Take over an image file byte by byte, so that it does not lose quality.
+        """Take over an image file byte by byte, so that it does not lose quality; store one that EXIF turns upright.
 
         Raises:
-            BadFile: the source is missing or not an image's name.
+            BadFile: the source is missing, damaged, or not an image's name.
         """
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             raise BadFile(Problem(source, "it does not end like an image", f"use one of {', '.join(IMAGE_SUFFIXES)}"))
-        self._put(_IMAGES, _file_name(id), source.suffix, read_bytes(source))
+        if is_turned(source):
+            # Labels would not tell whether they are turned as well.
+            self._put_image(id, read_image(source))
+        else:
+            self._put(_IMAGES, _file_name(id), source.suffix, read_bytes(source))
 
     def write_split(self, name: str, ids: Sequence[str]) -> None:
         """Write a split's id lists, and its tag lists if tags were written for all of its images.
@@ -420,6 +431,11 @@ class VOC(DataSet):
             difficult.cpu().numpy(),
             segmented=sample.mask is not None or sample.instances is not None,
         )
+
+    def _put_image(self, id: str, image: Tensor) -> None:
+        path = self._room(_IMAGES) / f"{_file_name(id)}.jpg"
+        write_image(path, image)
+        self._names(_IMAGES)[id] = path.name
 
     def _put(self, folder: str, id: str, suffix: str, content: bytes) -> None:
         atomic_write(self._room(folder) / f"{id}{suffix}", content, durable=self._durable)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from labelwise.datasets.base import Classes
-from labelwise.datasets.checks import require_size
+from labelwise.datasets.checks import require_size, require_told
 from labelwise.datasets.derive import (
     boxes_of_instances,
     instance_labels,
@@ -56,14 +56,16 @@ class Fields(TypedDict, total=False):
 class Labels:
     """Reads the labels of one image, deriving weaker kinds from the stronger ones that the folder has."""
 
-    def __init__(self, dataset: VOC, id: str, size: tuple[int, int]) -> None:
+    def __init__(self, dataset: VOC, id: str, size: tuple[int, int], orientation: int) -> None:
         """Prepare reading; opens nothing.
 
         Args:
             dataset: the folder.
             id: the image.
             size: height and width of the upright image.
+            orientation: the EXIF orientation by which it was turned upright.
         """
+        self._orientation = orientation
         self._dataset = dataset
         self._id = id
         self._size = size
@@ -99,6 +101,7 @@ class Labels:
         path = self._file(Kind.MASKS)
         mask = read_mask(path, self._classes)
         require_size(path, (mask.shape[0], mask.shape[1]), self._size)
+        self._require_told(self._size)
         return mask
 
     @cached_property
@@ -120,6 +123,7 @@ class Labels:
     @cached_property
     def _annotation(self) -> Fields:
         annotation = read_annotation(self._file(Kind.BOXES))
+        self._require_told(annotation.size)
         boxes = torch.from_numpy(annotation.boxes_within(*self._size))
         return {
             "boxes": _as_boxes(boxes, self._size),
@@ -151,10 +155,14 @@ class Labels:
 
     def _points(self, origin: Kind) -> Fields:
         if origin is Kind.POINTS:
+            self._require_told(None)
             points, labels = read_points(self._file(Kind.POINTS), self._classes, self._size)
         else:
             points, labels = points_of_mask(self._mask)
         return {"points": tv_tensors.KeyPoints(points, canvas_size=self._size), "point_labels": labels}
+
+    def _require_told(self, size: tuple[int, int] | None) -> None:
+        require_told(self._dataset.image_file(self._id), self._orientation, self._size, size)
 
 
 def _as_boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:

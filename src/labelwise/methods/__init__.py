@@ -14,9 +14,16 @@ METHODS: dict[str, str] = {
     "corrmatch": "labelwise.methods.few_masks.corrmatch:CorrMatch",
     "cps": "labelwise.methods.few_masks.cps:CPS",
     "cw_bass": "labelwise.methods.few_masks.cw_bass:CWBASS",
+    "deeplab_v1": "labelwise.methods.masks.deeplab_v1:DeepLabV1",
+    "deeplab_v2": "labelwise.methods.masks.deeplab_v2:DeepLabV2",
+    "deeplab_v3": "labelwise.methods.masks.deeplab_v3:DeepLabV3Method",
+    "deeplab_v3plus": "labelwise.methods.masks.deeplab_v3plus:DeepLabV3PlusMethod",
     "dssn": "labelwise.methods.few_masks.dssn:DSSN",
+    "fcn": "labelwise.methods.masks.fcn:FCN",
+    "fd_mobilenet": "labelwise.methods.tags.fd_mobilenet:FDMobileNet",
     "fixmatch": "labelwise.methods.few_masks.fixmatch:FixMatch",
     "mgd": "labelwise.methods.few_masks.mgd:MGD",
+    "p2at": "labelwise.methods.masks.p2at:P2ATMethod",
     "supervised": "labelwise.methods.masks.supervised:Supervised",
 }
 

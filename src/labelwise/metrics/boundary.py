@@ -128,11 +128,21 @@ def boundary(labels: Tensor, distance: int) -> Tensor:
     if min(height, width) > 2 * distance:
         size = 2 * distance + 1
         inside = near[..., distance : height - distance, distance : width - distance]
-        torch.ne(_pool(torch.maximum, labels, size), _pool(torch.minimum, labels, size), out=inside)
+        torch.ne(window_extreme(torch.maximum, labels, size), window_extreme(torch.minimum, labels, size), out=inside)
     return near
 
 
-def _pool(extreme: Callable[[Tensor, Tensor], Tensor], labels: Tensor, size: int) -> Tensor:
+def window_extreme(extreme: Callable[[Tensor, Tensor], Tensor], labels: Tensor, size: int) -> Tensor:
+    """The highest or lowest label of every square window that lies within the image.
+
+    Args:
+        extreme: `torch.maximum` or `torch.minimum`.
+        labels: [..., H, W].
+        size: side of the window.
+
+    Returns:
+        [..., H - size + 1, W - size + 1].
+    """
     # Rows, then columns; windows grow by doubling, so a large one costs little more than a small one, and the labels
     # stay bytes, which max_pool2d does not take.
     for dim in (-2, -1):

@@ -37,6 +37,20 @@ class Scores:
     images: int
     histogram: Tensor
 
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean over the classes that occur in masks of the share of their pixels that is found."""
+        pixels = self.histogram.sum(dim=1)
+        found = self.histogram.diagonal()[pixels > 0] / pixels[pixels > 0].double()
+        return 100 * float(found.mean())
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """The mean of the classes' IoU, each weighted by its share of the pixels in masks (FCN, section 5)."""
+        pixels, right = self.histogram.sum(dim=1), self.histogram.diagonal()
+        union = pixels + self.histogram.sum(dim=0) - right
+        return 100 * float((pixels * right / union.clamp(min=1).double()).sum() / pixels.sum())
+
 
 class SegmentationScores(Metric):
     """Accumulates the joint histogram of true and predicted classes; sums exactly over updates and processes.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from labelwise.models.separable import SeparableConv2d
+
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that survives one value per channel.
@@ -42,25 +44,52 @@ class ASPP(nn.Module):
     (`PooledBatchNorm2d`). The convolutions keep torch's default initialisation.
     """
 
-    def __init__(self, inputs: int, outputs: int = 256, rates: Sequence[int] = (6, 12, 18)) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int = 256,
+        rates: Sequence[int] = (6, 12, 18),
+        *,
+        image_pooling: bool = True,
+        separable: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build it.
+
+        Args:
+            inputs: channels.
+            outputs: channels of each branch and of the result.
+            rates: dilation of each 3x3 convolution.
+            image_pooling: have the branch of the global average (DeepLab v3's image-level feature).
+            separable: the 3x3 convolutions are depthwise separable (DeepLab v3+); they start as `SeparableConv2d` does.
+            dropout: share of the projected values that are dropped in training.
+        """
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-            for conv in _branches(inputs, outputs, rates)
-        )
-        self.pooled = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, bias=False), PooledBatchNorm2d(outputs), nn.ReLU(inplace=True)
+        dense = [_with_norm(conv) for conv in _branches(inputs, outputs, () if separable else rates)]
+        divided = [SeparableConv2d(inputs, outputs, rate) for rate in (rates if separable else ())]
+        self.convs = nn.ModuleList([*dense, *divided])
+        self.pooled = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), PooledBatchNorm2d(outputs), nn.ReLU(inplace=True))
+            if image_pooling
+            else None
         )
         self.project = nn.Sequential(
-            nn.Conv2d(outputs * (len(self.convs) + 1), outputs, 1, bias=False),
+            nn.Conv2d(outputs * (len(self.convs) + image_pooling), outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, outputs, H, W]."""
-        pooled = self.pooled(_pool(x)).expand(-1, -1, *x.shape[2:])
-        return self.project(torch.cat([conv(x) for conv in self.convs] + [pooled], dim=1))
+        maps = [conv(x) for conv in self.convs]
+        if self.pooled is not None:
+            maps.append(self.pooled(_pool(x)).expand(-1, -1, *x.shape[2:]))
+        return self.project(torch.cat(maps, dim=1))
+
+
+def _with_norm(conv: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
 
 
 class ConcatenatedASPP(nn.Module):

@@ -1,6 +1,6 @@
 """DeepLabv3+: atrous pyramid and a light decoder that brings back detail (Chen et al., ECCV 2018).
 
-The network common to the semi-supervised papers, with ordinary instead of separable convolutions.
+With ordinary convolutions it is the network common to the semi-supervised papers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from labelwise.models.aspp import ASPP, ConcatenatedASPP, initialize_kaiming
 from labelwise.models.backbones import Backbone
+from labelwise.models.separable import SeparableConv2d
 
 Variant = Literal["plain", "concatenated"]
 
@@ -41,6 +42,9 @@ class DeepLabV3Plus(nn.Module):
         low_channels: int = 48,
         rates: Sequence[int] = (6, 12, 18),
         variant: Variant = "plain",
+        *,
+        separable: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         """Build it; the head's weights are random.
 
@@ -53,6 +57,8 @@ class DeepLabV3Plus(nn.Module):
             rates: dilations of the pyramid; (6, 12, 18) belong to output stride 16, (12, 24, 36) to 8.
             variant: "plain", with torch's default initialisation of the head, or "concatenated", the head of Cross
                 Pseudo Supervision: its own pyramid (`ConcatenatedASPP`), Kaiming normal initialisation (fan in).
+            separable: the 3x3 convolutions of the plain pyramid and of the decoder are depthwise separable.
+            dropout: share of the plain pyramid's output that is dropped in training.
 
         Raises:
             ValueError: the backbone has no such feature.
@@ -63,13 +69,19 @@ class DeepLabV3Plus(nn.Module):
             raise ValueError(f"the backbone has features at strides {backbone.strides}, none at stride {low}")
         # Of several features at this stride the last has seen most layers.
         self._low_index = max(index for index, stride in enumerate(backbone.strides) if stride == low)
-        pyramid = ConcatenatedASPP if variant == "concatenated" else ASPP
         self.backbone = backbone
-        self.aspp = pyramid(backbone.channels[-1], aspp_channels, rates)
+        self.aspp: ASPP | ConcatenatedASPP
+        if variant == "concatenated":
+            self.aspp = ConcatenatedASPP(backbone.channels[-1], aspp_channels, rates)
+        else:
+            self.aspp = ASPP(backbone.channels[-1], aspp_channels, rates, separable=separable, dropout=dropout)
         self.low = _conv_block(backbone.channels[self._low_index], low_channels, 1)
+        widths = (aspp_channels + low_channels, aspp_channels)
         self.fuse = nn.Sequential(
-            _conv_block(aspp_channels + low_channels, aspp_channels, 3),
-            _conv_block(aspp_channels, aspp_channels, 3),
+            *(
+                SeparableConv2d(width, aspp_channels) if separable else _conv_block(width, aspp_channels, 3)
+                for width in widths
+            )
         )
         self.classifier = nn.Conv2d(aspp_channels, classes, 1)
         if variant == "concatenated":

@@ -49,16 +49,16 @@ class TinyNetwork(nn.Module):
         """Build it with random weights.
 
         Args:
-            output_stride: 8 or 16; at 8 the last stage keeps its input's size and is dilated by 2 instead.
+            output_stride: 4, 8 or 16; later stages keep their input's size and are dilated by 2 or 4 instead.
 
         Raises:
             ValueError: another output stride.
         """
         super().__init__()
-        if output_stride not in (8, 16):
-            raise ValueError(f"output stride {output_stride} is neither 8 nor 16")
+        if output_stride not in (4, 8, 16):
+            raise ValueError(f"output stride {output_stride} is not 4, 8 or 16, tiny32 has 32")
         stem, low, middle, high = CHANNELS
-        last_stride = output_stride // 8
+        rate2, rate3 = (max(1, natural // output_stride) for natural in NATURAL_STRIDES[2:])
         self.channels = CHANNELS
         self.strides = tuple(min(stride, output_stride) for stride in NATURAL_STRIDES)
         self.stem = nn.Sequential(
@@ -70,9 +70,11 @@ class TinyNetwork(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.layer1 = nn.Sequential(ResidualBlock(stem, low, 2, 1), ResidualBlock(low, low, 1, 1))
-        self.layer2 = nn.Sequential(ResidualBlock(low, middle, 2, 1), ResidualBlock(middle, middle, 1, 1))
-        self.layer3 = nn.Sequential(ResidualBlock(middle, high, last_stride, 2 // last_stride))
-        self._initialize()
+        self.layer2 = nn.Sequential(
+            ResidualBlock(low, middle, 2 // rate2, rate2), ResidualBlock(middle, middle, 1, rate2)
+        )
+        self.layer3 = nn.Sequential(ResidualBlock(middle, high, max(1, 2 // rate3), rate3))
+        _initialize(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> the features of the stem and of each stage."""
@@ -80,14 +82,6 @@ class TinyNetwork(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3):
             features.append(stage(features[-1]))
         return features
-
-    def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for module in self.modules():
-            if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv2.get_parameter("1.weight"))
 
 
 class MicroNetwork(nn.Module):
@@ -123,3 +117,44 @@ class MicroNetwork(nn.Module):
         """[B, 3, H, W] -> [B, 2 width, H/2, W/2] and [B, 4 width, H/4, W/4]."""
         low = self.low(x)
         return [low, self.high(low)]
+
+
+class Tiny32Network(nn.Module):
+    """A stem and four residual blocks, each with a stride of 2: features at strides 2, 4, 8, 16 and 32.
+
+    For networks whose decoder makes up for a coarse last feature; 69,000 parameters. The first convolution sees
+    every pixel, as in `TinyNetwork`.
+    """
+
+    channels = (12, 16, 24, 32, 48)
+    strides = (2, 4, 8, 16, 32)
+
+    def __init__(self) -> None:
+        """Build it with random weights."""
+        super().__init__()
+        stem, *widths = self.channels
+        self.stem = nn.Sequential(
+            _conv_norm(3, stem, 3),
+            nn.ReLU(inplace=True),
+            _conv_norm(stem, stem, 3, stride=2),
+            nn.ReLU(inplace=True),
+        )
+        inputs = self.channels[:-1]
+        self.blocks = nn.ModuleList(ResidualBlock(*pair, 2, 1) for pair in zip(inputs, widths, strict=True))
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> the features of the stem and of each block."""
+        features = [self.stem(x)]
+        for block in self.blocks:
+            features.append(block(features[-1]))
+        return features
+
+
+def _initialize(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv2.get_parameter("1.weight"))

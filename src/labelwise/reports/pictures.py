@@ -117,6 +117,26 @@ def draw_boxes(
     return picture
 
 
+def text_panel(lines: Sequence[tuple[str, bool]], cell: int = 160) -> Image.Image:
+    """Lines of text as a square picture, for a contact sheet.
+
+    Args:
+        lines: text, and whether it is set off as wrong; what does not fit is counted in the last line.
+        cell: side in pixels.
+    """
+    panel = Image.new("RGB", (cell, cell), _AGREE)
+    draw = ImageDraw.Draw(panel)
+    room = (cell - 2 * _MARGIN) // _CAPTION
+    shown = list(lines)
+    if len(lines) > room:
+        shown = [*lines[: room - 1], (f"and {len(lines) - room + 1} more", False)]
+    for number, (text, wrong) in enumerate(shown):
+        place = (_MARGIN, _MARGIN + number * _CAPTION)
+        color = _DIFFER if wrong else _ink_on(_AGREE)
+        draw.text(place, _shortened(text, cell - 2 * _MARGIN), fill=color, font=_font())
+    return panel
+
+
 def legend_entries(masks: Iterable[npt.ArrayLike], names: Sequence[str], palette: npt.ArrayLike) -> list[LegendEntry]:
     """Name and color of the classes that occur in the masks, in the order of their numbers.
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from labelwise.reports.compare_page import metric_name
 from labelwise.reports.curves import bar_chart_with_points
 from labelwise.reports.page import DASH, interval, render, score, signed, write_text
-from labelwise.reports.statistics import NO_INTERVAL
+from labelwise.reports.statistics import NO_INTERVAL, bound
 
 SIDES = ("baseline", "method", "ceiling")
 """What a claim speaks of; the ceiling is the baseline with more labels, where the claim names them."""
@@ -54,13 +54,24 @@ def measured_sides(reproduction: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was measured on the baseline, the method and the ceiling, if there is one.
 
     Returns:
-        for each `role`, `name` (of the method), `labels`, `scores` (one per seed), `mean`, `half_width`, `labeled`,
-        `unlabeled`, `steps`, `seconds` (mean of a run) and `peak_memory_mb` (highest).
+        for each `role`, `name` (of the method, with the settings that it has here alone), `labels`, `scores` (one per
+        seed), `mean`, `half_width`, `labeled`, `unlabeled`, `steps`, `seconds` (mean of a run) and `peak_memory_mb`
+        (highest).
     """
-    names = ("labels", "scores", "mean", "half_width", "labeled", "unlabeled", "steps", "seconds", "peak_memory_mb")
+    names = (
+        "name",
+        "labels",
+        "scores",
+        "mean",
+        "half_width",
+        "labeled",
+        "unlabeled",
+        "steps",
+        "seconds",
+        "peak_memory_mb",
+    )
     return [
-        {"role": side, "name": reproduction["method" if side == "method" else "baseline"]}
-        | {name: reproduction[f"{side}_{name}"] for name in names}
+        {"role": side, **{name: reproduction[f"{side}_{name}"] for name in names}}
         for side in SIDES
         if reproduction[f"{side}_scores"] is not None
     ]
@@ -77,16 +88,17 @@ def verdict_reason(reproduction: Mapping[str, Any]) -> str:
     mean, half_width, margin = (reproduction[name] for name in ("difference_mean", "difference_half_width", "margin"))
     if half_width is None:
         return "One seed gives no interval, and without one nothing is decided."
-    asked = f"the {score(margin)} points that the claim asks for" if margin else "0"
+    asked = f"the {score(margin)} points that the claim asks for" if margin > 0 else ""
+    least = f"{signed(margin)}, the loss that the claim allows" if margin < 0 else "0"
     if reproduction["verdict"] == "holds":
-        least = f" and the mean is at least {asked}" if margin else ""
-        return f"The whole 95 % interval of the difference lies above 0{least}."
+        enough = f" and the mean is at least {asked}" if asked else ""
+        return f"The whole 95 % interval of the difference lies above {least}{enough}."
     if reproduction["verdict"] == "does not hold":
-        where = f"below {asked}" if margin else "at or below 0"
+        where = f"below {asked}" if asked else f"at or below {least}"
         return f"The whole 95 % interval of the difference lies {where}."
-    if mean - half_width <= 0:
-        return "The 95 % interval of the difference contains 0; more seeds may decide."
-    return f"The whole 95 % interval of the difference lies above 0, but the mean is below {asked}."
+    if mean - half_width <= bound(margin):
+        return f"The 95 % interval of the difference contains {least}; more seeds may decide."
+    return f"The whole 95 % interval of the difference lies above {least}, but the mean is below {asked}."
 
 
 def share_text(share: float | None) -> str:
@@ -110,7 +122,9 @@ def _tiles(reproduction: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _chart(reproduction: Mapping[str, Any]) -> Markup:
-    values = {f"{side['name']}, {side['labels']}": side["scores"] for side in measured_sides(reproduction)}
+    sides = measured_sides(reproduction)
+    alike = len({side["labels"] for side in sides}) == 1
+    values = {side["name"] if alike else f"{side['name']}, {side['labels']}": side["scores"] for side in sides}
     return Markup(bar_chart_with_points(values, f"{metric_name(reproduction)} (%)", "Every seed"))
 
 
@@ -118,14 +132,15 @@ def _notes(reproduction: Mapping[str, Any]) -> list[str]:
     margin, scale = reproduction["margin"], reproduction["scale"]
     steps = {side["steps"] for side in measured_sides(reproduction)}
     length = f" after {steps.pop():,} steps" if len(steps) == 1 and None not in steps else ""
-    holds = f"at least {score(margin)} points" if margin else "above 0"
-    fails = f"below {score(margin)} points" if margin else "at or below 0"
+    least = "0" if margin >= 0 else f"{signed(margin)} points"
+    holds = f"at least {score(margin)} points" if margin > 0 else f"above {least}"
+    fails = f"below {score(margin)} points" if margin > 0 else f"at or below {least}"
     notes = [
         f"Measured here at {scale} scale{length}. These are not the numbers of the paper"
         f"{' and say nothing about them' if scale == 'mini' else ''}.",
         "A seed fixes the labeled images and everything random, the same for all that is compared. The claim holds if "
-        f"the mean difference is {holds} and its whole 95 % Student-t interval lies above 0. It does not hold if the "
-        f"whole interval lies {fails}. Anything else is undecided.",
+        f"the mean difference is {holds} and its whole 95 % Student-t interval lies above {least}. It does not hold if "
+        f"the whole interval lies {fails}. Anything else is undecided.",
     ]
     if reproduction["ceiling_scores"] and reproduction["share_of_gap"] is None:
         notes.append(NO_GAP)

@@ -32,7 +32,12 @@ SCORE_NAMES = {
     "miou_teacher": "mean IoU of the teacher",
     "miou_ensemble": "mean IoU of both networks",
     "map": "mean average precision",
+    "best_map": "best mean average precision on the way",
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
     "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean class accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
     "boundary_iou": "boundary IoU",
     "iou": "IoU",
     "ap": "average precision",
@@ -241,16 +246,23 @@ def _charts(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
     }
     known = {*losses, *rates, *scores}
     others = {name: curve for name, curve in curves.items() if name not in known and not name.startswith("val/")}
-    classes, lowest_classes = lowest({n: c for n, c in per_class(curves, "val/iou/").items() if len(c[1]) > 1})
     val = {SCORE_NAMES.get(name.removeprefix("val/"), name): curve for name, curve in scores.items()}
     groups = [
         ("Scores on val", "percent", val, ""),
-        ("IoU of each class on val", "percent", classes, lowest_classes),
+        *(
+            (f"{title} of each class on val", "percent", *_class_curves(curves, f"val/{key}/"))
+            for key, title in (("iou", "IoU"), ("ap", "Average precision"))
+        ),
         ("Loss", "loss", {name.removeprefix("loss/"): curve for name, curve in losses.items()}, ""),
         ("Learning rate", "learning rate", rates, ""),
         *((name, name, {name: curve}, "") for name, curve in others.items()),
     ]
     return [_chart(*group) for group in groups if group[2]]
+
+
+def _class_curves(curves: Mapping[str, Curve], prefix: str) -> tuple[Mapping[str, Curve], str]:
+    """The curves of the classes, of many the lowest, and what the caption says of that."""
+    return lowest({name: curve for name, curve in per_class(curves, prefix).items() if len(curve[1]) > 1})
 
 
 def _total_steps(status: Mapping[str, Any], curves: Mapping[str, Curve]) -> float:

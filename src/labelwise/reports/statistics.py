@@ -74,23 +74,25 @@ def verdict(difference: PairedDifference, margin: float = 0.0) -> Verdict:
     * "does not hold": the whole interval lies below the margin, or nowhere above 0;
     * "undecided": anything else, and always with a single pair, which has no interval.
 
-    The first two exclude each other.
+    The first two exclude each other. A margin below 0 makes the claim "worse by less than that" and takes the place of
+    the 0 as well.
 
     Args:
         difference: method minus baseline, in points of a score of which more is better.
-        margin: the least mean difference of a claim that holds, at least 0.
-
-    Raises:
-        ValueError: the margin is negative.
+        margin: the least mean difference of a claim that holds.
     """
-    if margin < 0:
-        raise ValueError(f"a margin of {margin}; it must be at least 0")
     if difference.half_width is None:
         return "undecided"
     low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
-    if difference.mean >= margin and low > 0:
+    least = bound(margin)
+    if difference.mean >= margin and low > least:
         return "holds"
-    return "does not hold" if high < margin or high <= 0 else "undecided"
+    return "does not hold" if high < margin or high <= least else "undecided"
+
+
+def bound(margin: float) -> float:
+    """What the whole interval of a claim that holds lies above: 0, or a margin below that."""
+    return min(margin, 0.0)
 
 
 @lru_cache(maxsize=256)

@@ -20,6 +20,7 @@ from labelwise.losses.pixel import cross_entropy, ohem_cross_entropy
 from labelwise.method import Method, MethodConfig
 from labelwise.metrics.boundary import BoundaryIoU
 from labelwise.metrics.segmentation import Scores, SegmentationScores
+from labelwise.metrics.trimap import TrimapIoU
 from labelwise.models.inference import Inference
 from labelwise.models.sliding import sliding_window_logits
 from labelwise.samples import Batch
@@ -38,9 +39,9 @@ class SegmentationConfig(MethodConfig):
     """Options of every trained segmenter; the defaults are those of UniMatch's VOC recipe."""
 
     backbone: str = "resnet50s"
-    "timm name of the backbone, or 'tiny' or 'micro_w10', small ones of our own that train on a CPU"
+    "timm name of the backbone, fd_mobilenet, or tiny, tiny32, micro_w10: small ones that train on a CPU"
     backbone_weights: str = "imagenet"
-    "'imagenet' (timm's pretrained weights), 'none', or a safetensors file in timm's naming"
+    "imagenet (timm's weights), none, a file in the network's own naming, or for fd_mobilenet a run on tags"
     crop: int = 321
     "side of the square training crops in pixels; 0 = whole images, of one size in a step"
     scaling: Literal["uniform", "choice"] = "uniform"
@@ -126,6 +127,7 @@ class SegmentationMethod(Method):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.scores = SegmentationScores(classes.names)
         self.boundary = BoundaryIoU(classes.names)
+        self.trimap = TrimapIoU(classes.names)
         names = self.companions() if training else {}
         self.companion_scores = nn.ModuleDict({name: SegmentationScores(classes.names) for name in names})
 
@@ -196,7 +198,9 @@ class SegmentationMethod(Method):
         if not window:
             return network(image).float()
         if self.config.windows == "cut":
-            return sliding_window_logits(network, image, window, max(1, window * 2 // 3), "cut", "softmax")
+            mean = sliding_window_logits(network, image, window, max(1, window * 2 // 3), "cut", "softmax")
+            # As logits: further passes and the CRF take a soft-max.
+            return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
         return sliding_window_logits(network, image, window, -(-window * 2 // 3), "shift", "logits")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -209,6 +213,7 @@ class SegmentationMethod(Method):
             cast(SegmentationScores, self.companion_scores[name]).update(theirs, batch.mask)
         if self.thorough:
             self.boundary.update(prediction, batch.mask)
+            self.trimap.update(prediction, batch.mask)
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU, pixel accuracy and the IoU of each class over the whole split."""
@@ -219,10 +224,15 @@ class SegmentationMethod(Method):
             "iou": scores.iou,
             "pixel_accuracy": scores.pixel_accuracy,
             "images": scores.images,
+            "mean_accuracy": scores.mean_accuracy,
+            "frequency_weighted_iou": scores.frequency_weighted_iou,
         }
         if self.thorough:
             self.results["boundary_iou"] = self.boundary.compute().miou
             self.boundary.reset()
+            # Named by text, as JSON does.
+            self.results["trimap_miou"] = {str(width): value for width, value in self.trimap.compute().items()}
+            self.trimap.reset()
         self._log_companions()
         self.log("val/miou", scores.miou, prog_bar=True, rank_zero_only=True)
         self.log("val/pixel_accuracy", scores.pixel_accuracy, rank_zero_only=True)

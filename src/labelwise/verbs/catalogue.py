@@ -46,7 +46,7 @@ def _summary(card: Card) -> dict[str, Any]:
 
 
 def _details(card: Card) -> dict[str, Any]:
-    labels = card.claim.labels if card.claim else "masks:all"
+    labels = card.claim.labels if card.claim else card.needs.all_labels
     return {
         "title": card.title,
         "idea": card.idea,

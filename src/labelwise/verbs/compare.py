@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from labelwise.datasets.base import DataSet
 from labelwise.errors import UserError, did_you_mean, require_at_least
 from labelwise.files import atomic_write
 from labelwise.hardware import Hardware
-from labelwise.method import Method
+from labelwise.method import Card, Method
 from labelwise.reports.compare_page import comparison_csv, comparison_markdown, write_compare_report
 from labelwise.runs import differences, flatten, read_json
 from labelwise.samples import Kind
@@ -38,11 +39,24 @@ COMPARISON = "comparison.json"
 """The file of a comparison's settings, runs and scores."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """A method as it is compared.
+
+    Attributes:
+        method: a name that `labelwise methods` lists.
+        options: options of this form alone; they win over all others.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 def compare(
     names: Sequence[str],
     *,
     data: Path,
-    labels: Sequence[str] = ("masks:all",),
+    labels: Sequence[str] | None = None,
     seeds: int = 3,
     preset: str | None = None,
     out: Path | None = None,
@@ -51,6 +65,7 @@ def compare(
     skip_broken: bool = False,
     monitor: int = 0,
     options: Mapping[str, Any] | None = None,
+    forms: Mapping[str, Form] | None = None,
     costs: Mapping[str, float] | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
@@ -61,9 +76,9 @@ def compare(
     train nothing anew.
 
     Args:
-        names: methods; the first is the baseline of the differences.
+        names: methods, or names of `forms`; the first is the baseline of the differences.
         data: the data set's folder.
-        labels: one or several label specifications.
+        labels: one or several label specifications; every label of the kind that the first method needs unless given.
         seeds: seeds 0 to N-1.
         preset: of every method: `mini`, `small`, `paper` or a file.
         out: the folder of runs, table, plot and page.
@@ -72,6 +87,8 @@ def compare(
         skip_broken: leave out images with broken files instead of stopping.
         monitor: see `train`; for the methods that make pseudo-labels.
         options: options for every method that has them, or `method.option` for one.
+        forms: methods with options of their own, under the names by which tables and pictures tell them apart, so
+            that a method can be compared with itself; `{"fcn, stride 32": Form("fcn", {"stride": 32})}`.
         costs: kind of label -> seconds of annotation, instead of the published ones (`labelwise.costs`).
         hardware: where and how fast to compute.
 
@@ -82,10 +99,11 @@ def compare(
         UserError: the call or the data is wrong; nothing has been trained.
     """
     hardware, options, data = hardware or Hardware(), options or {}, Path(data)
-    _refuse_repetitions(names, labels, seeds)
+    _refuse_repetitions(names, labels or (), seeds)
     seconds = cost_table(costs or {})
-    per_method = {name: _options_of(name, names, options) for name in names}
-    prepared = {name: prepare_method(name, preset, per_method[name]) for name in names}
+    compared = {name: (forms or {}).get(name, Form(name)) for name in names}
+    per_form = options_of_forms(compared, options)
+    prepared = {name: prepare_method(form.method, preset, per_form[name]) for name, form in compared.items()}
     settings: dict[str, Any] = {
         "data": str(data.resolve()),
         "split": val_split,
@@ -94,25 +112,28 @@ def compare(
         "precision": hardware.resolved_precision(),
         "options": {name: asdict(config) for name, (_, config) in prepared.items()},
     }
+    card = _common_task({name: method for name, (method, _) in prepared.items()})
+    labels = labels or (card.needs.all_labels,)
     monitors = _monitors({name: method for name, (method, _) in prepared.items()}, monitor)
     folder = Path(out) if out else Path("runs") / f"compare-{'-'.join(names)}-{data.resolve().name}"
     before = _before(folder, settings)
     for method, _ in prepared.values():
         for spec in labels:
             prepare_material(method, data, spec, split, val_split, 0, skip_broken)
-    shown = _pictured_ids(names[0], data, val_split, skip_broken)
+    shown = _pictured_ids(prepared[names[0]][0], data, val_split, skip_broken)
     runs = []
     for spec, seed, name in _combinations(names, labels, seeds):
-        run = folder / "runs" / run_name(name, data, spec, seed)
+        run = folder / "runs" / run_name("-".join(re.findall(r"[\w.+-]+", name)), data, spec, seed)
         call = {"data": data, "labels": spec, "preset": preset, "out": run, "split": split}
         call |= {"val_split": val_split, "seed": seed, "skip_broken": skip_broken, "monitor": monitors[name]}
-        result = train_anywhere(name, call, per_method[name], hardware)
-        runs.append(_entry(name, spec, seed, result, run, folder))
+        result = train_anywhere(compared[name].method, call, per_form[name], hardware)
+        entry = {"method": name, "labels": spec, "seed": seed, "score": result[card.main_score.key]}
+        runs.append(entry | _measured(result) | {"folder": run.relative_to(folder).as_posix()})
     comparison = settings | {
         "options": before.get("options", {}) | settings["options"],
         "preset": preset,
-        "task": methods.load(names[0]).card.task,
-        "metric": "miou",
+        "task": card.task,
+        "metric": card.main_score.key,
         "labels": list(dict.fromkeys([*before.get("labels", ()), *labels])),
         "methods": list(dict.fromkeys([*names, *before.get("methods", ())])),
         "baseline": names[0],
@@ -137,6 +158,19 @@ def _refuse_repetitions(names: Sequence[str], labels: Sequence[str], seeds: int)
             raise UserError(f"{what} {twice}: given twice; give it once")
 
 
+def _common_task(compared: Mapping[str, type[Method]]) -> Card:
+    """The card of the first method, whose task all must have.
+
+    Raises:
+        UserError: names the first method of another task.
+    """
+    (first, card), *others = ((name, method.card) for name, method in compared.items())
+    for name, other in others:
+        if other.task != card.task:
+            raise UserError(f"METHOD {name}: does {other.task}, but '{first}' {card.task}; compare methods of one task")
+    return card
+
+
 def _monitors(compared: Mapping[str, type[Method]], monitor: int) -> dict[str, int]:
     """The images that each method's runs monitor; none for methods without pseudo-labels."""
     require_at_least("monitor", monitor, 0)
@@ -144,6 +178,12 @@ def _monitors(compared: Mapping[str, type[Method]], monitor: int) -> dict[str, i
     if monitor and not any(monitors.values()):
         raise UserError(f"--monitor {monitor}: none of {', '.join(compared)} makes pseudo-labels; leave it out")
     return monitors
+
+
+def options_of_forms(forms: Mapping[str, Form], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each form: those meant for its method, and its own, which win."""
+    called = list(dict.fromkeys(form.method for form in forms.values()))
+    return {name: _options_of(form.method, called, options) | dict(form.options) for name, form in forms.items()}
 
 
 def _options_of(name: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,22 +226,23 @@ def _before(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _pictured_ids(name: str, data: Path, split: str, skip_broken: bool) -> list[str]:
+def _pictured_ids(method: type[Method], data: Path, split: str, skip_broken: bool) -> list[str]:
     """The images to score and show.
 
     Raises:
         UserError: there is none.
     """
     dataset = datasets.open(data)
-    kinds = methods.load(name).card.gives
+    kinds = method.card.gives
     ids = labelled_ids(dataset, split, kinds)
     return usable(ids, broken_ids(dataset, dict.fromkeys(ids, kinds), skip_broken), f"split '{split}' of {data}")
 
 
-def _entry(name: str, spec: str, seed: int, result: Mapping[str, Any], run: Path, folder: Path) -> dict[str, Any]:
-    kept = ("iou", "pixel_accuracy", "boundary_iou", "seconds", "steps", "peak_memory_mb", "labeled", "unlabeled")
-    entry = {"method": name, "labels": spec, "seed": seed, "score": result["miou"]}
-    return entry | {key: result.get(key) for key in kept} | {"folder": run.relative_to(folder).as_posix()}
+def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a comparison keeps of a run's results beside its main score."""
+    scores = ("iou", "ap", "pixel_accuracy", "boundary_iou", "top1", "top5")
+    costs = ("seconds", "steps", "peak_memory_mb", "labeled", "unlabeled")
+    return {key: result[key] for key in scores if key in result} | {key: result.get(key) for key in costs}
 
 
 def _extended(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +23,16 @@ from labelwise.files import atomic_file, atomic_write
 from labelwise.hardware import Hardware
 from labelwise.inference_options import InferenceOptions
 from labelwise.method import Method
+from labelwise.models.dense_crf import CRFParameters
 from labelwise.progress import watched
 from labelwise.reports.pictures import overlay
 from labelwise.runs import read_json
 from labelwise.samples import Kind
 from labelwise.saved import WEIGHTS, load_model
-from labelwise.scoring import predicted_mask
+from labelwise.scoring import predicted_mask, predicted_tags
+from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.segmentation import SegmentationMethod
 from labelwise.verbs.preparation import broken_ids, usable
-
-if TYPE_CHECKING:
-    from labelwise.models.dense_crf import CRFParameters
 
 ORIGIN = "annotate.json"
 """The file of an annotated data set that says which model made it from what."""
@@ -66,6 +65,17 @@ class Predictor:
         with self._autocast():
             return predicted_mask(self.method, image)
 
+    def tags(self, image: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
+        """The probability of each class by name, and the tags [C] uint8. [3, H, W] uint8 -> both."""
+        assert isinstance(self.method, ClassificationMethod)
+        with self._autocast():
+            return predicted_tags(self.method, image)
+
+    @property
+    def gives_tags(self) -> bool:
+        """Whether it predicts tags, not masks."""
+        return isinstance(self.method, ClassificationMethod)
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "32-true":
             return nullcontext()
@@ -83,17 +93,19 @@ def predict(
     inference: InferenceOptions | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
-    """Predict images and write a palette PNG (class numbers) and an overlay for each.
+    """Predict images; write a palette PNG (class numbers) and an overlay for each, or of a classifier a JSON file.
 
     Args:
         run: the run's folder.
         images: image files, or folders of them.
-        out: the folder to write `<name>.png` and `<name>.overlay.jpg` into; earlier predictions are replaced.
+        out: the folder to write `<name>.png` and `<name>.overlay.jpg`, or `<name>.json`, into; earlier predictions are
+            replaced.
         inference: scales, flip, sliding window, output stride and CRF of a segmenter; one plain pass unless given.
         hardware: where to compute, and how precisely.
 
     Returns:
-        `images`: for each file its `mask`, `overlay` and the share of each predicted class in percent.
+        `images`: for each file its `mask`, `overlay` and the share of each predicted class in percent; of a classifier
+        the predicted `tags`, the probability of each class (`scores`) and the `file` that holds both.
 
     Raises:
         UserError: no such run or image, two images of one name, or `out` holds other files of these names.
@@ -101,12 +113,13 @@ def predict(
     """
     predictor = Predictor.load(Path(run), hardware or Hardware(), inference)
     files, out = _image_files(images), Path(out)
-    _refuse_other_files(out, files)
+    _refuse_other_files(predictor, out, files)
     for path in watched(files, "checking images", len(files)):
         read_image(path)
     out.mkdir(parents=True, exist_ok=True)
     watch = watched(files, "predicting", len(files))
-    return {"images": [{"image": str(path)} | _write_prediction(predictor, path, out) for path in watch]}
+    write = _write_tags if predictor.gives_tags else _write_prediction
+    return {"images": [{"image": str(path)} | write(predictor, path, out) for path in watch]}
 
 
 def annotate(
@@ -119,7 +132,7 @@ def annotate(
     inference: InferenceOptions | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
-    """Predict a split and write images and predicted masks as a new data set in VOC layout.
+    """Predict a split and write images and predicted masks or tags as a new data set in VOC layout.
 
     The images are copied as they are. An unfinished data set is completed when the same call is made again.
 
@@ -156,8 +169,7 @@ def annotate(
     broken = broken_ids(dataset, dict.fromkeys(ids, frozenset()), skip_broken)
     kept = usable(ids, broken, f"split '{split}' of {data}")
     annotated = _started(Path(out), predictor.method, origin)
-    done = annotated.having(Kind.MASKS, kept)
-    missing = [id for id in kept if id not in done]
+    missing = _unfinished(predictor, annotated, kept)
     for id in watched(missing, "annotating", len(missing)):
         _annotate(predictor, dataset, id, annotated)
     annotated.write_split(split, kept)
@@ -194,19 +206,29 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
     stems: set[str] = set()
     for path in files:
         if path.stem in stems:
-            raise UserError(f"{path}: a second image of this name would overwrite '{path.stem}.png'; use two calls")
+            raise UserError(
+                f"{path}: a second image of this name would overwrite the prediction '{path.stem}'; use two calls"
+            )
         stems.add(path.stem)
     return files
 
 
-def _refuse_other_files(out: Path, images: Sequence[Path]) -> None:
+def _refuse_other_files(predictor: Predictor, out: Path, images: Sequence[Path]) -> None:
     """Refuse to replace a file that is no earlier prediction, such as an image or a true mask."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     for path in images:
-        mask_file, overlay_file = _outputs(out, path)
-        if mask_file.exists() and not overlay_file.exists():
-            raise UserError(f"--out {out}: holds {mask_file.name}, which is no prediction; name another folder")
+        file, overlay_file = _outputs(out, path)
+        predicted = overlay_file.exists()
+        if predictor.gives_tags:
+            file = _tag_file(out, path)
+            predicted = file.exists() and {"tags", "scores"} <= read_json(file).keys()
+        if file.exists() and not predicted:
+            raise UserError(f"--out {out}: holds {file.name}, which is no prediction; name another folder")
+
+
+def _tag_file(out: Path, image: Path) -> Path:
+    return out / f"{image.stem}.json"
 
 
 def _outputs(out: Path, image: Path) -> tuple[Path, Path]:
@@ -228,6 +250,18 @@ def _write_prediction(predictor: Predictor, path: Path, out: Path) -> dict[str, 
     return {"mask": str(mask_file), "overlay": str(overlay_file), "classes": shares}
 
 
+def _write_tags(predictor: Predictor, path: Path, out: Path) -> dict[str, Any]:
+    scores, tags = predictor.tags(read_image(path))
+    names = predictor.method.classes.names
+    said = {
+        "tags": [name for name, tag in zip(names, tags.tolist(), strict=True) if tag],
+        "scores": {name: round(value, 6) for name, value in scores.items()},
+    }
+    file = _tag_file(out, path)
+    atomic_write(file, json.dumps({"image": path.name, **said}, indent=2))
+    return said | {"file": str(file)}
+
+
 def _refuse_other_data(out: Path, origin: Mapping[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a new or empty folder")
@@ -241,10 +275,20 @@ def _started(out: Path, method: Method, origin: Mapping[str, Any]) -> VOC:
     return annotated
 
 
+def _unfinished(predictor: Predictor, annotated: VOC, ids: Sequence[str]) -> list[str]:
+    """The images that are still to be predicted; of tags, which lie in lists of the whole split, all or none."""
+    done = annotated.having(Kind.TAGS if predictor.gives_tags else Kind.MASKS, ids)
+    missing = [id for id in ids if id not in done]
+    return list(ids) if predictor.gives_tags and missing else missing
+
+
 def _annotate(predictor: Predictor, dataset: DataSet, id: str, annotated: VOC) -> None:
     sample = dataset.read(id)
-    mask = tv_tensors.Mask(torch.from_numpy(predictor.mask(sample.image)))
     annotated.copy_image(id, dataset.image_file(id))
+    if predictor.gives_tags:
+        annotated.write(replace(sample, tags=predictor.tags(sample.image)[1]))
+        return
+    mask = tv_tensors.Mask(torch.from_numpy(predictor.mask(sample.image)))
     annotated.write(replace(sample, mask=mask))
 
 

@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import starmap
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from labelwise import datasets, methods
@@ -23,7 +25,7 @@ from labelwise.reports.reproduce_page import SIDES, write_reproduce_report
 from labelwise.reports.statistics import paired_difference, verdict
 from labelwise.runs import read_json
 from labelwise.supervision import Supervision
-from labelwise.verbs.compare import compare
+from labelwise.verbs.compare import Form, compare, options_of_forms
 from labelwise.verbs.preparation import note, prepare_method
 from labelwise.verbs.shapes import shapes
 
@@ -34,10 +36,16 @@ _MEASURED = ("mean", "half_width", "labeled", "unlabeled", "steps", "seconds", "
 
 
 class Side(NamedTuple):
-    """One of the scores that a claim speaks of: a method, trained with these labels."""
+    """One of the scores that a claim speaks of: a method with these settings, trained with these labels."""
 
     method: str
     labels: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def name(self) -> str:
+        """What tables and pictures call it, such as `fcn, stride 32`."""
+        return ", ".join([self.method, *starmap(_setting, self.settings.items())])
 
 
 def reproduce(
@@ -55,8 +63,9 @@ def reproduce(
     """Run the claim of a method's card: the method against its baseline, on the same labels and seeds.
 
     A claim with a ceiling also has the baseline trained with the ceiling's labels, and is told as the share of the
-    gap between the baseline's two scores that the method closes. A method that is its own baseline is measured with
-    the ceiling's labels against itself with the claim's.
+    gap between the baseline's two scores that the method closes. A method that is its own baseline is measured against
+    itself with the claim's settings of the baseline; where there are none, with the ceiling's labels against itself
+    with the claim's.
 
     Runs lie in a comparison that all methods on the same data, preset and labels share, so that a baseline is trained
     once. A call that was cut continues when it is made again.
@@ -64,13 +73,15 @@ def reproduce(
     Args:
         method: a name that `labelwise methods` lists.
         scale: `mini`, CPU minutes on synthetic scenes; or `paper`, the paper's experiment on its own data, where the
-            claim's margin, which was chosen for the mini scale, is not asked for.
+            claim's margin, which was chosen for the mini scale, is not asked for; a loss that the claim allows (a
+            margin below 0) is allowed there too.
         data: the data set's folder; unless given, the claim's synthetic scenes, which are written into `out`.
         labels: what both methods may see; the claim's unless given.
         preset: of both methods; the scale's own unless given.
         seeds: seeds 0 to N-1; with one the verdict is "undecided".
         out: the folder of data, runs and pages; `runs/reproduce-SCALE` unless given.
-        options: options for every method that has them, or `method.option` for one.
+        options: options for every method that has them, or `method.option` for one. Where a method is measured
+            against itself they are for both sides, except those that the claim's settings name.
         hardware: where and how fast to compute.
 
     Returns:
@@ -87,10 +98,12 @@ def reproduce(
     if data is not None and preset is None:
         note(f"both methods take their preset '{scale}'; --preset names another")
     preset = preset or scale
-    sides = _sides(method, claim, labels or (claim.labels if scale == "mini" else claim.paper_labels))
+    labels = labels or (claim.labels if scale == "mini" else claim.paper_labels)
+    sides = _sides(method, claim, labels, options or {})
     for side in sides.values():
-        prepare_method(side.method, preset, {})
+        prepare_method(side.method, preset, side.settings)
         Supervision.parse(side.labels)
+    _refuse_equal_sides(sides, preset, options or {})
     scenes = claim.scenes if data is None else None
     place = out / (Path(data).resolve().name if data else _slug("shapes", *claim.scenes.items()))
     data = Path(data) if data else _drawn(place / "data", ShapesOptions(**claim.scenes))
@@ -99,10 +112,11 @@ def reproduce(
     call = {"data": data, "preset": preset, "seeds": seeds, "out": folder / "comparison", "hardware": hardware}
     # What the call says about the baseline itself wins.
     comparison = _compared(sides, call, {**taken, **(options or {})})
-    margin = claim.margin if scale == "mini" else 0.0
+    margin = claim.margin if scale == "mini" else min(claim.margin, 0.0)
     reproduction = {
         "method": method,
         "baseline": claim.baseline,
+        "baseline_settings": dict(sides["baseline"].settings),
         "claim": claim.text,
         "scale": scale,
         "task": comparison["task"],
@@ -125,7 +139,7 @@ def reproduce(
 
 def _claim_of(method: str) -> Claim:
     claim = methods.load(method).card.claim
-    if claim is None or (claim.baseline == method and claim.ceiling is None):
+    if claim is None or (claim.baseline == method and claim.ceiling is None and not claim.baseline_settings):
         raise UserError(f"METHOD {method}: its card claims nothing that could be measured; name another method")
     return claim
 
@@ -148,16 +162,44 @@ def _refuse_wrong_call(scale: str, data: Path | None, seeds: int, out: Path) -> 
         raise UserError(f"--out {out}: is a file; name a folder")
 
 
-def _sides(method: str, claim: Claim, labels: str) -> dict[str, Side]:
+def _setting(name: str, value: Any) -> str:
+    """An option as a few words, such as `output stride 32` or `without decoder`."""
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return f"{'with' if value else 'without'} {words}"
+    return f"{words} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+
+
+def _sides(method: str, claim: Claim, labels: str, options: Mapping[str, Any]) -> dict[str, Side]:
     """The sides `baseline`, `method` and, where there is one beside these, `ceiling`."""
-    sides = {"baseline": Side(claim.baseline, labels), "method": Side(method, labels)}
-    if method == claim.baseline:
+    settings = dict(claim.baseline_settings)
+    if method != claim.baseline:
+        # What the call says about the baseline alone wins; of a method against itself it would speak of both sides.
+        settings = {name: options.get(f"{claim.baseline}.{name}", value) for name, value in settings.items()}
+    sides = {"baseline": Side(claim.baseline, labels, settings), "method": Side(method, labels)}
+    if method == claim.baseline and not settings:
         if labels == claim.ceiling:
             raise UserError(f"--labels {labels}: '{method}' is measured with {labels} against fewer labels; name fewer")
         return sides | {"method": Side(method, str(claim.ceiling))}
     if claim.ceiling in (None, labels):
         return sides
-    return sides | {"ceiling": Side(claim.baseline, str(claim.ceiling))}
+    return sides | {"ceiling": Side(claim.baseline, str(claim.ceiling), settings)}
+
+
+def _refuse_equal_sides(sides: Mapping[str, Side], preset: str, options: Mapping[str, Any]) -> None:
+    """Refuse a preset or options that make the method its own baseline."""
+    baseline, ours = sides["baseline"], sides["method"]
+    if baseline.method != ours.method or baseline.labels != ours.labels:
+        return
+    chosen = options_of_forms({side.name: Form(side.method, side.settings) for side in (baseline, ours)}, options)
+    if prepare_method(ours.method, preset, chosen[ours.name]) == prepare_method(
+        baseline.method, preset, chosen[baseline.name]
+    ):
+        names = ", ".join(baseline.settings)
+        raise UserError(
+            f"METHOD {ours.method}: with this preset and these options it is '{baseline.name}', which it is measured "
+            f"against; leave {names} to the claim"
+        )
 
 
 def _slug(*parts: object) -> str:
@@ -190,10 +232,10 @@ def _compared(sides: Mapping[str, Side], call: Mapping[str, Any], options: Mappi
     """Train every side; those of the same labels are one call of `compare`."""
     comparison: dict[str, Any] = {}
     for labels in dict.fromkeys(side.labels for side in sides.values()):
-        names = [side.method for side in sides.values() if side.labels == labels]
+        forms = {side.name: Form(side.method, side.settings) for side in sides.values() if side.labels == labels}
         # The first call has refused every option that no side has.
-        chosen = options if not comparison else _having(names, options)
-        comparison = compare(names, labels=(labels,), options=chosen, **call)
+        chosen = _having([form.method for form in forms.values()], options) if comparison else options
+        comparison = compare(list(forms), labels=(labels,), options=chosen, forms=forms, **call)
     return comparison
 
 
@@ -211,9 +253,10 @@ def _outcome(sides: Mapping[str, Side], comparison: Mapping[str, Any], seeds: in
     outcome: dict[str, Any] = {}
     for name in SIDES:
         side = sides.get(name)
-        row = rows[side] if side else dict.fromkeys(_MEASURED)
+        row = rows[side.name, side.labels] if side else dict.fromkeys(_MEASURED)
+        outcome[f"{name}_name"] = side.name if side else None
         outcome[f"{name}_labels"] = side.labels if side else None
-        outcome[f"{name}_scores"] = [scores[*side, seed] for seed in range(seeds)] if side else None
+        outcome[f"{name}_scores"] = [scores[side.name, side.labels, seed] for seed in range(seeds)] if side else None
         outcome |= {f"{name}_{key}": row[key] for key in _MEASURED}
     baseline, ours = outcome["baseline_scores"], outcome["method_scores"]
     difference = paired_difference(ours, baseline)

@@ -42,7 +42,7 @@ def train(
     method: str,
     *,
     data: Path,
-    labels: str = "masks:all",
+    labels: str | None = None,
     preset: str | None = None,
     out: Path | None = None,
     split: str = "train",
@@ -60,7 +60,8 @@ def train(
     Args:
         method: a name that `labelwise methods` lists.
         data: the data set's folder.
-        labels: what the method may see, such as `masks:1/8`, `masks:92`, `masks:classic/183`, `masks:FILE`.
+        labels: what the method may see, such as `masks:1/8`, `masks:92`, `masks:classic/183`, `masks:FILE`; all labels
+            of the kind that it needs unless given.
         preset: `mini` (CPU minutes), `small` (pretrained backbone, small real data), `paper`, or a YAML file.
         out: the run's folder; named after the call unless given.
         split: the split to learn from.
@@ -85,6 +86,7 @@ def train(
     hardware = hardware or Hardware()
     method_class, config = prepare_method(method, preset, options)
     _require_monitorable(method_class, monitor)
+    labels = method_class.card.needs.all_labels if labels is None else labels
     folder = Path(out) if out else Path("runs") / run_name(method, Path(data), labels, seed)
     request = {
         "method": method,
@@ -277,7 +279,7 @@ def _fit_and_report(
         "unlabeled": len(material.sources["unlabeled"]),
         "skipped": list(material.skipped),
     }
-    results |= _best_evaluation(run.folder)
+    results |= _best_evaluation(run.folder, learner.card.main_score.key)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     save_model(learner, run.folder, results, command)
     run.write_results(results)
@@ -286,13 +288,13 @@ def _fit_and_report(
     return results
 
 
-def _best_evaluation(folder: Path) -> dict[str, Any]:
+def _best_evaluation(folder: Path, key: str) -> dict[str, Any]:
     """The best of several evaluations, which is what the papers report, beside the last, which is the model kept."""
-    steps, scores = read_metrics(folder / "metrics.csv").get("val/miou", ((), ()))
+    steps, scores = read_metrics(folder / "metrics.csv").get(f"val/{key}", ((), ()))
     if len(scores) < 2:
         return {}
     best = max(range(len(scores)), key=scores.__getitem__)
-    return {"best_miou": scores[best], "best_step": int(steps[best])}
+    return {f"best_{key}": scores[best], "best_step": int(steps[best])}
 
 
 def _write_pictures_and_report(run: Run, learner: Method, material: Material, monitored: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 Eight classes of objects, told apart by outline and surface pattern and never by color, lie over and beside one another
 on textured grounds among clutter that shares their colors. Some classes are common and some rare (`FREQUENCIES`).
 
-Texture scenes (`patch_scene`) are simpler: patches of four patterns, for experiments of minutes.
+Two kinds of scenes are simpler, for experiments of minutes: patches of four patterns (`patch_scene`), and shapes whose
+class a distant stripe tells (`stripe_scene`).
 """
 
 from labelwise.datasets.shapes.labels import CONTOUR_SIZE, class_mask
@@ -11,6 +12,7 @@ from labelwise.datasets.shapes.noise import with_noise
 from labelwise.datasets.shapes.options import Noise, ShapesOptions
 from labelwise.datasets.shapes.patches import PATCH_CLASSES, patch_scene
 from labelwise.datasets.shapes.scene import CLASSES, FREQUENCIES, scene
+from labelwise.datasets.shapes.stripes import STRIPE_CLASSES, stripe_scene
 from labelwise.datasets.shapes.write import OPTIONS_FILE, TRUE_MASKS, write_shapes
 
 __all__ = [
@@ -19,12 +21,14 @@ __all__ = [
     "FREQUENCIES",
     "OPTIONS_FILE",
     "PATCH_CLASSES",
+    "STRIPE_CLASSES",
     "TRUE_MASKS",
     "Noise",
     "ShapesOptions",
     "class_mask",
     "patch_scene",
     "scene",
+    "stripe_scene",
     "with_noise",
     "write_shapes",
 ]

@@ -12,10 +12,10 @@ from labelwise.errors import UserError, did_you_mean, require_at_least
 
 Noise = Literal["none", "dilated", "eroded", "shifted", "missing", "wrong_class"]
 """How the train masks are spoiled."""
-Scenes = Literal["objects", "textures"]
+Scenes = Literal["objects", "textures", "stripes"]
 """What is in the pictures."""
 
-MINIMUM_SIZE = {"objects": 48, "textures": 32}
+MINIMUM_SIZE = {"objects": 48, "textures": 32, "stripes": 48}
 """The smallest image in pixels: rungs, handles and teeth of objects, and stripes, still cover whole pixels."""
 SPLITS = ("train", "val", "ood")
 MAXIMUM_SIZE = 2048
@@ -31,7 +31,7 @@ class ShapesOptions:
     """
 
     scenes: Scenes = "objects"
-    "objects of eight classes, or plain patches that only their pattern tells apart, for experiments of minutes"
+    "objects of eight classes; for experiments of minutes: patches told apart by pattern, shapes by a distant stripe"
     train: int = 480
     "images in the split train"
     val: int = 120
@@ -64,8 +64,10 @@ class ShapesOptions:
         least = MINIMUM_SIZE[self.scenes]
         if not least <= self.size <= MAXIMUM_SIZE:
             raise UserError(f"--size {self.size}: must be between {least} and {MAXIMUM_SIZE} pixels")
-        if self.scenes == "textures" and (self.context or self.parts or self.ood):
-            raise UserError("--scenes textures: have no --context, --parts or --ood; leave them out, or take objects")
+        if self.scenes != "objects" and (self.context or self.parts or self.ood):
+            raise UserError(
+                f"--scenes {self.scenes}: have no --context, --parts or --ood; leave them out, or take objects"
+            )
         if self.noise not in get_args(Noise):
             raise UserError(f"unknown --noise '{self.noise}'{did_you_mean(self.noise, get_args(Noise))}")
 

@@ -13,9 +13,11 @@ from labelwise.datasets.shapes.noise import with_noise
 from labelwise.datasets.shapes.options import ShapesOptions
 from labelwise.datasets.shapes.patches import PATCH_CLASSES, patch_scene
 from labelwise.datasets.shapes.scene import CLASSES, scene
+from labelwise.datasets.shapes.stripes import STRIPE_CLASSES, stripe_scene
 from labelwise.datasets.voc import VOC
 from labelwise.errors import UserError
 from labelwise.files import atomic_write
+from labelwise.samples import Sample
 
 TRUE_MASKS = "SegmentationClassTrue"
 """The folder of the true train masks where those of `SegmentationClass` are spoiled."""
@@ -28,10 +30,17 @@ _COUNTS = ("train", "val", "ood")
 Scene = tuple[str, int]
 """Split and position in it."""
 
+_KINDS: dict[str, tuple[Classes, Callable[[ShapesOptions, str, int], Sample]]] = {
+    "objects": (CLASSES, scene),
+    "textures": (PATCH_CLASSES, patch_scene),
+    "stripes": (STRIPE_CLASSES, stripe_scene),
+}
+"""The classes of each kind of scenes, and what draws one."""
+
 
 def classes_of(options: ShapesOptions) -> Classes:
     """The classes of the scenes that the options ask for."""
-    return PATCH_CLASSES if options.scenes == "textures" else CLASSES
+    return _KINDS[options.scenes][0]
 
 
 def write_shapes(
@@ -66,8 +75,8 @@ def write_shapes(
 
 
 def _write_scene(dataset: VOC, options: ShapesOptions, split: str, index: int) -> str:
-    draw = patch_scene if options.scenes == "textures" else scene
-    classes, sample = classes_of(options), draw(options, split, index)
+    classes, draw = _KINDS[options.scenes]
+    sample = draw(options, split, index)
     if split == "train" and options.noise != "none" and sample.mask is not None:
         (dataset.root / TRUE_MASKS).mkdir(exist_ok=True)
         write_mask(dataset.root / TRUE_MASKS / f"{sample.id}.png", sample.mask, classes)
