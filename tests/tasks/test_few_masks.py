@@ -55,7 +55,7 @@ def test_a_mixed_view_holds_strong_views_and_the_padding_of_what_is_shown(monkey
     boxes(monkeypatch, box)
     image, drawn, valid = learner.mixed_view(batch(10, padded=4), batch(90, padded=20))
     assert drawn is box
-    pixels = (image * learner.std + learner.mean).round()
+    pixels = (image * learner.normalize.std + learner.normalize.mean).round()
     assert (pixels[box[:, None].expand_as(pixels)] == 91).all()
     assert (pixels[~box[:, None].expand_as(pixels)] == 11).all()
     expected = torch.ones(2, 32, 32, dtype=torch.bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -21,8 +21,8 @@ from labelwise.errors import UserError, require_at_least, require_share
 from labelwise.losses.tags import multi_label_loss
 from labelwise.method import Method, MethodConfig, Stream
 from labelwise.metrics.tags import ClassificationScores, TagScores
+from labelwise.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from labelwise.samples import IGNORE_INDEX, Batch, Sample, Views
-from labelwise.tasks.segmentation import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,7 @@ class ClassificationMethod(Method):
     ) -> None:
         """See `Method`; also makes the validation scores."""
         super().__init__(config, classes, training=training, earlier=earlier, initial=initial)
-        for name, values in zip(("mean", "std"), self.pixel_statistics, strict=True):
-            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.normalize = PixelNormalization(*self.pixel_statistics)
         self.scores = ClassificationScores(self.tag_names)
 
     @property
@@ -146,10 +145,6 @@ class ClassificationMethod(Method):
                 if count != 1:
                     raise UserError(f"--loss single_label: image '{id}' has {count} tags, not one; take multi_label")
         return tags
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Scale [B, 3, H, W] uint8 images as the network expects them (`pixel_statistics`); float32."""
-        return (image.float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
     def predict(self, image: Tensor) -> Tensor:
         """Class scores of whole images.

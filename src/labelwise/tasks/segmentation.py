@@ -22,12 +22,11 @@ from labelwise.metrics.boundary import BoundaryIoU
 from labelwise.metrics.segmentation import Scores, SegmentationScores
 from labelwise.metrics.trimap import TrimapIoU
 from labelwise.models.inference import Inference
+from labelwise.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from labelwise.models.sliding import sliding_window_logits
 from labelwise.samples import Batch
 from labelwise.transforms import RandomChoiceScaleCrop, RandomScaleCrop, WeakView
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 TEXTURES = {"scenes": "textures", "size": 40, "train": 320, "val": 200}
 """The synthetic data set of the claims: the class is the pattern, never the color, so that strong views keep it."""
 SCALES = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
@@ -123,8 +122,7 @@ class SegmentationMethod(Method):
     ) -> None:
         """See `Method`; also makes the validation scores."""
         super().__init__(config, classes, training=training, earlier=earlier, initial=initial)
-        for name, values in zip(("mean", "std"), self.pixel_statistics, strict=True):
-            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.normalize = PixelNormalization(*self.pixel_statistics)
         self.scores = SegmentationScores(classes.names)
         self.boundary = BoundaryIoU(classes.names)
         self.trimap = TrimapIoU(classes.names)
@@ -177,10 +175,6 @@ class SegmentationMethod(Method):
             kept = self.config.ohem_pixels * len(labeled)
             return ohem_cross_entropy(logits, labeled.mask, threshold=0.7, min_kept=kept)
         return cross_entropy(logits, labeled.mask)
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Scale [B, 3, H, W] uint8 images as the backbone expects them (`pixel_statistics`); float32."""
-        return (image.float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
     def predict(self, image: Tensor) -> Tensor:
         """Class scores of whole images, in the way that `inference` says.

@@ -98,7 +98,7 @@ class DeepLabV1(ScoreMapMethod):
         msc: bool = False
         "multi-scale prediction: add scores of the image and of early features to a trained network's"
         single_scale: str = FIRST
-        "the trained network to which `msc` adds: largefov = a run without it, made first; or the folder of a finished one"
+        "the network to which `msc` adds: largefov = a run without it, made first; or the folder of a finished one"
         schedule: Literal["poly", "step", "constant"] = "step"
         scale_range: tuple[float, float] = (1.0, 1.0)
         batch_size: int = 20

@@ -72,8 +72,8 @@ class DeepLabV2(ScoreMapMethod):
             )
         ),
         claim=Claim(
-            "The maximum over three scales of the image, each with a loss of its own, loses at most half a point against "
-            "one scale.",
+            "The maximum over three scales of the image, each with a loss of its own, loses at most half a point "
+            "against one scale.",
             baseline=NAME,
             labels="masks:all",
             paper_labels="masks:all",
