@@ -31,8 +31,8 @@ def score(method: Method, dataset: DataSet, ids: Sequence[str], trainer: lightni
 
     Returns:
         What `evaluate --json` prints, in percent, and `images`: for semantic segmentation `miou`, `iou`,
-        `pixel_accuracy` and `boundary_iou`; for classification `map`, `ap` and, where every image has one class, `top1`
-        and `top5`.
+        `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `boundary_iou` and `trimap_miou` (width of the band
+        in pixels -> percent); for classification `map`, `ap` and, where every image has one class, `top1` and `top5`.
     """
     loader = evaluation_loader(
         dataset, ids, method.card.gives, rank=process_rank(), world=trainer.world_size, workers=0

@@ -43,9 +43,10 @@ def evaluate(
         hardware: where and how fast to compute; any number of devices gives the same score.
 
     Returns:
-        For semantic segmentation `miou`, `iou` (class -> percent, None where a class is absent), `pixel_accuracy` and
-        `boundary_iou`; for classification `map`, `ap` (class -> percent, None where no image shows it) and, where every
-        image has one class, `top1` and `top5`; of both `images`, `skipped` and `protocol`.
+        For semantic segmentation `miou`, `iou` (class -> percent, None where a class is absent), `pixel_accuracy`,
+        `mean_accuracy`, `frequency_weighted_iou`, `boundary_iou` and `trimap_miou` (width of the band around class
+        boundaries in pixels -> percent); for classification `map`, `ap` (class -> percent, None where no image shows
+        it) and, where every image has one class, `top1` and `top5`; of both `images`, `skipped` and `protocol`.
 
     Raises:
         UserError: no such run, a data set of other classes, or no labelled image in the split.
