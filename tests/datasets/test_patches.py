@@ -17,7 +17,7 @@ from torchvision.ops import masks_to_boxes
 
 from labelwise import datasets
 from labelwise.datasets.shapes import PATCH_CLASSES, ShapesOptions, patch_scene, with_noise, write_shapes
-from labelwise.datasets.shapes.patches import _without_hidden
+from labelwise.datasets.shapes.labels import without_hidden
 from labelwise.errors import UserError
 from labelwise.samples import Kind, Sample
 from tests.conftest import Called
@@ -109,7 +109,7 @@ def test_color_does_not_tell_the_class(many: list[Sample]) -> None:
 
 @given(arrays("int64", (4, 5), elements=st.integers(0, 4)))
 def test_hidden_patches_are_left_out_and_the_others_numbered_on(visible: np.ndarray) -> None:
-    numbered, kept = _without_hidden(visible, 4)
+    numbered, kept = without_hidden(visible, 4)
     assert kept == [number - 1 for number in sorted(set(visible.ravel().tolist()) - {0})]
     assert set(numbered.ravel().tolist()) - {0} == set(range(1, len(kept) + 1))
     for new, old in enumerate(kept, start=1):

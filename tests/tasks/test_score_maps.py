@@ -11,9 +11,10 @@ from labelwise.errors import UserError
 from labelwise.losses.pixel import cross_entropy
 from labelwise.methods.masks.deeplab_v1 import DeepLabV1
 from labelwise.methods.masks.deeplab_v2 import DeepLabV2
+from labelwise.models.aspp import rates_at
 from labelwise.models.atrous_resnet import AtrousResNet
 from labelwise.samples import Batch
-from labelwise.tasks.score_maps import ScoreMapMethod, rates_at
+from labelwise.tasks.score_maps import ScoreMapMethod
 from labelwise.transforms import RandomScaleCrop
 from labelwise.transforms.padded_choice import PaddedChoiceScaleCrop
 

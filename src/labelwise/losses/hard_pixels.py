@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
 
-from labelwise.losses.pixel import IGNORE_INDEX
+from labelwise.losses.pixel import IGNORE_INDEX, pixel_cross_entropy
 
 
 def mined_share(share: float, step: int, mining_steps: int) -> float:
@@ -29,8 +28,6 @@ def hard_pixel_cross_entropy(logits: Tensor, mask: Tensor, share: float, ignore_
     Returns:
         Scalar float32; 0, with zero gradients, where no pixel counts.
     """
-    losses = functional.cross_entropy(
-        logits.float(), mask.long(), ignore_index=ignore_index, reduction="none"
-    ).flatten()
+    losses = pixel_cross_entropy(logits, mask, ignore_index).flatten()
     hardest = losses.topk(max(1, int(share * losses.numel())), sorted=False).values
     return hardest.sum() / (hardest > 0).sum().clamp_min(1)

@@ -21,7 +21,7 @@ def cross_entropy(logits: Tensor, mask: Tensor, ignore_index: int = IGNORE_INDEX
         Scalar float32; 0, with zero gradients, where no pixel counts.
     """
     valid = mask != ignore_index
-    return _mean(_pixel_cross_entropy(logits, mask, ignore_index), valid.sum())
+    return _mean(pixel_cross_entropy(logits, mask, ignore_index), valid.sum())
 
 
 def ohem_cross_entropy(
@@ -42,7 +42,7 @@ def ohem_cross_entropy(
     Returns:
         Scalar float32; 0, with zero gradients, where no pixel is kept.
     """
-    losses = _pixel_cross_entropy(logits, mask, ignore_index)
+    losses = pixel_cross_entropy(logits, mask, ignore_index)
     losses = losses[mask != ignore_index]
     if losses.numel() < min_kept:
         return losses.sum() / max(1, losses.numel())
@@ -68,7 +68,7 @@ def masked_cross_entropy(logits: Tensor, label: Tensor, keep: Tensor, valid: Ten
     Returns:
         Scalar float32; 0, with zero gradients, where no pixel is valid.
     """
-    losses = _pixel_cross_entropy(logits, label, IGNORE_INDEX)
+    losses = pixel_cross_entropy(logits, label, IGNORE_INDEX)
     return _mean(losses * keep * valid, valid.sum())
 
 
@@ -87,7 +87,8 @@ def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
     return label, torch.exp(highest - logits.logsumexp(dim=1)).clamp(max=1)
 
 
-def _pixel_cross_entropy(logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
+    """[B, K, H, W] logits and [B, H, W] class numbers -> [B, H, W] float32 losses, 0 where the mask is ignored."""
     # Summed by the caller: the reductions inside nll_loss2d are not deterministic on CUDA.
     return functional.cross_entropy(logits.float(), mask.long(), ignore_index=ignore_index, reduction="none")
 

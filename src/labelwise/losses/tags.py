@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-IGNORE_INDEX = 255
+from labelwise.losses.pixel import IGNORE_INDEX
 
 
 def multi_label_loss(logits: Tensor, tags: Tensor) -> Tensor:

@@ -26,6 +26,17 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
         return super().forward(input)
 
 
+def rates_at(rates: Sequence[int], output_stride: int, given_at: int = 8) -> tuple[int, ...]:
+    """Dilations that see as many pixels at an output stride as these do at the one they are given for.
+
+    Args:
+        rates: dilations.
+        output_stride: for which they are wanted.
+        given_at: to which `rates` belong; 8 in DeepLab v1 and v2.
+    """
+    return tuple(max(1, rate * given_at // output_stride) for rate in rates)
+
+
 def _pool(x: Tensor) -> Tensor:
     # Not adaptive_avg_pool2d: its backward pass on CUDA is not deterministic.
     return x.mean(dim=(2, 3), keepdim=True)

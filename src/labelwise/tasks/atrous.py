@@ -12,13 +12,14 @@ from torchvision.transforms import v2
 from labelwise.errors import UserError, did_you_mean, require_at_least
 from labelwise.losses.hard_pixels import hard_pixel_cross_entropy, mined_share
 from labelwise.method import Stream
+from labelwise.models.aspp import rates_at
 from labelwise.models.atrous_backbone import LowFeature, create_atrous_backbone
 from labelwise.models.atrous_stages import BLOCKS
 from labelwise.models.backbones import Backbone
 from labelwise.models.separable import is_depthwise
 from labelwise.models.xception import is_xception
 from labelwise.samples import IGNORE_INDEX, Batch, Sample
-from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod
+from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod, require_output_stride
 from labelwise.transforms.step_scale import RandomStepScaleCrop
 
 REFERENCE_STRIDE, REFERENCE_RATES = 16, (6, 12, 18)
@@ -98,20 +99,13 @@ class AtrousConfig(SegmentationConfig):
     @property
     def rates(self) -> tuple[int, ...]:
         """The dilations of the pyramid at this output stride."""
-        return self.aspp_rates or _scaled(REFERENCE_RATES, REFERENCE_STRIDE, self.output_stride)
+        return self.aspp_rates or rates_at(REFERENCE_RATES, self.output_stride, REFERENCE_STRIDE)
 
     def at_output_stride(self, output_stride: int) -> Self:
         """The same weights at another output stride: rates that were named change with it."""
-        allowed = get_args(get_type_hints(type(self))["output_stride"])
-        if output_stride not in allowed:
-            raise UserError(f"--output-stride {output_stride}: must be one of {', '.join(map(str, allowed))}")
-        rates = _scaled(self.aspp_rates, self.output_stride, output_stride)
+        require_output_stride(output_stride, get_args(get_type_hints(type(self))["output_stride"]))
+        rates = rates_at(self.aspp_rates, output_stride, self.output_stride)
         return replace(self, output_stride=cast(Literal[16], output_stride), aspp_rates=rates)
-
-
-def _scaled(rates: Sequence[int], output_stride: int, other: int) -> tuple[int, ...]:
-    """Rates that look as far at another output stride."""
-    return tuple(max(1, rate * output_stride // other) for rate in rates)
 
 
 class AtrousMethod(SegmentationMethod):

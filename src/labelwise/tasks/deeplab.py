@@ -8,9 +8,10 @@ from typing import Literal, Self, cast, get_args
 from torch import nn
 
 from labelwise.errors import UserError, require_at_least
+from labelwise.models.aspp import rates_at
 from labelwise.models.backbones import create_backbone, takes_multi_grid
 from labelwise.models.deeplab_v3plus import DeepLabV3Plus
-from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod
+from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod, require_output_stride
 
 MULTI_GRID = (2, 4, 8)
 OutputStride = Literal[4, 8, 16, 32]
@@ -47,11 +48,8 @@ class DeepLabConfig(SegmentationConfig):
 
     def at_output_stride(self, output_stride: int) -> Self:
         """The same weights at another output stride: rates that were named change with it."""
-        if output_stride not in get_args(OutputStride):
-            raise UserError(
-                f"--output-stride {output_stride}: must be one of {', '.join(map(str, get_args(OutputStride)))}"
-            )
-        rates = tuple(max(1, rate * self.output_stride // output_stride) for rate in self.aspp_rates)
+        require_output_stride(output_stride, get_args(OutputStride))
+        rates = rates_at(self.aspp_rates, output_stride, self.output_stride)
         return replace(self, output_stride=cast(OutputStride, output_stride), aspp_rates=rates)
 
 

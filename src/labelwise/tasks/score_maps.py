@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self, cast, get_args
 
@@ -17,7 +16,7 @@ from labelwise.models.atrous_vgg import AtrousVGG16, load_vgg16
 from labelwise.models.backbones import Backbone, create_backbone
 from labelwise.models.score_maps import ScoreMapNetwork, pad_to_grid, pick_labels
 from labelwise.samples import IGNORE_INDEX, Batch
-from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod, in_backbone
+from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod, in_backbone, require_output_stride
 from labelwise.transforms.padded_choice import PaddedChoiceScaleCrop
 
 VGG16 = "vgg16"
@@ -66,15 +65,8 @@ class ScoreMapConfig(SegmentationConfig):
 
     def at_output_stride(self, output_stride: int) -> Self:
         """The same weights at another output stride; subclasses change the rates that were named."""
-        strides = get_args(OutputStride)
-        if output_stride not in strides:
-            raise UserError(f"--output-stride {output_stride}: must be one of {', '.join(map(str, strides))}")
+        require_output_stride(output_stride, get_args(OutputStride))
         return replace(self, output_stride=cast(OutputStride, output_stride))
-
-
-def rates_at(rates: Sequence[int], output_stride: int, given_at: int = PAPER_STRIDE) -> tuple[int, ...]:
-    """Dilations that see as many pixels at an output stride as these do at the one they are given for."""
-    return tuple(max(1, rate * given_at // output_stride) for rate in rates)
 
 
 class ScoreMapMethod(SegmentationMethod):

@@ -301,6 +301,16 @@ class SegmentationMethod(Method):
         return self.config.decay_norms or parameter.ndim > 1
 
 
+def require_output_stride(output_stride: int, allowed: Sequence[int]) -> None:
+    """Check another output stride for evaluation.
+
+    Raises:
+        UserError: it is none of those that the network can have.
+    """
+    if output_stride not in allowed:
+        raise UserError(f"--output-stride {output_stride}: must be one of {', '.join(map(str, allowed))}")
+
+
 def in_backbone(name: str) -> bool:
     """Whether a parameter or module of this dotted name lies in a backbone."""
     return "backbone" in name.split(".")

@@ -68,7 +68,7 @@ def _material(
     method: SegmentationMethod, dataset: DataSet, ids: Sequence[str]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Images, energies without a CRF, and masks."""
-    crf, method.inference = method.inference.crf, replace(method.inference, crf=None)
+    before, method.inference = method.inference, replace(method.inference, crf=None)
     images, unaries, masks = [], [], []
     for id in watched(ids, "predicting", len(ids)):
         sample = dataset.read(id, {Kind.MASKS})
@@ -78,7 +78,7 @@ def _material(
         images.append(image.to(method.device))
         unaries.append(unary_from_logits(logits).half())
         masks.append(sample.mask.as_subclass(Tensor))
-    method.inference = replace(method.inference, crf=crf)
+    method.inference = before
     return images, unaries, masks
 
 

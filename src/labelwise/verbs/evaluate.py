@@ -17,6 +17,7 @@ from labelwise.method import Method
 from labelwise.saved import load_model
 from labelwise.scoring import score
 from labelwise.tasks.segmentation import SegmentationMethod
+from labelwise.verbs.crf import tune_crf
 from labelwise.verbs.preparation import broken_ids, labelled_ids, require_same_classes, usable
 
 
@@ -73,8 +74,6 @@ def evaluate(
 
 def _tuned(method: Method, dataset: DataSet, ids: Sequence[str], run: Path, inference: InferenceOptions) -> Method:
     """The method with the CRF that suits these images best."""
-    from labelwise.verbs.crf import tune_crf
-
     best = tune_crf(method, dataset, ids, inference.crf or "", run)
     assert isinstance(method, SegmentationMethod)
     method.inference = replace(method.inference, crf=best)

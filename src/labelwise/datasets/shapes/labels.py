@@ -94,3 +94,10 @@ def _click(mask: np.ndarray) -> tuple[int, int]:
     middle = np.argwhere(mask).mean(axis=0)
     nearest = np.hypot(rows - middle[0], columns - middle[1]).argmin()
     return int(columns[nearest]), int(rows[nearest])
+
+
+def without_hidden(visible: np.ndarray, count: int) -> tuple[np.ndarray, list[int]]:
+    """Number the things that are to be seen from 1 on; also returns their former numbers less 1."""
+    seen = np.bincount(visible.ravel(), minlength=count + 1)[1:] > 0
+    numbers = np.concatenate([[0], np.cumsum(seen)])
+    return numbers[visible], np.flatnonzero(seen).tolist()

@@ -14,7 +14,7 @@ from numpy.random import Generator
 from labelwise.datasets.base import Classes
 from labelwise.datasets.shapes.canvas import color_word
 from labelwise.datasets.shapes.captions import captions
-from labelwise.datasets.shapes.labels import labeled_sample
+from labelwise.datasets.shapes.labels import labeled_sample, without_hidden
 from labelwise.datasets.shapes.options import ShapesOptions, random_state
 from labelwise.datasets.shapes.textures import noise
 from labelwise.samples import Sample
@@ -56,7 +56,7 @@ def patch_scene(options: ShapesOptions, split: str, index: int) -> Sample:
         inside, color = _paint_patch(image, label, rng)
         visible[inside] = number
         things.append((color_word(color), label))
-    visible, kept = _without_hidden(visible, len(things))
+    visible, kept = without_hidden(visible, len(things))
     pixels = image + _NOISE * rng.standard_normal(image.shape)
     words = [(things[number][0], _WORDS[things[number][1]]) for number in kept]
     return labeled_sample(
@@ -92,10 +92,3 @@ _PATTERNS: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     4: lambda along, across: np.zeros_like(along),
 }
 "class number -> from halves of a period along and across (0 or 1) to the number of the color"
-
-
-def _without_hidden(visible: np.ndarray, count: int) -> tuple[np.ndarray, list[int]]:
-    """Number the patches that are to be seen from 1 on; also returns their former numbers less 1."""
-    seen = np.bincount(visible.ravel(), minlength=count + 1)[1:] > 0
-    numbers = np.concatenate([[0], np.cumsum(seen)])
-    return numbers[visible], np.flatnonzero(seen).tolist()

@@ -14,7 +14,7 @@ from numpy.random import Generator
 from labelwise.datasets.base import Classes
 from labelwise.datasets.shapes.canvas import color_word, random_color
 from labelwise.datasets.shapes.captions import captions
-from labelwise.datasets.shapes.labels import labeled_sample
+from labelwise.datasets.shapes.labels import labeled_sample, without_hidden
 from labelwise.datasets.shapes.options import ShapesOptions, random_state
 from labelwise.datasets.shapes.textures import noise
 from labelwise.samples import Sample
@@ -59,8 +59,8 @@ def stripe_scene(options: ShapesOptions, split: str, index: int) -> Sample:
         image[inside] = color
         visible[inside] = number
         things.append((color_word(color), outline))
-    numbers, visible = _numbered(visible)
-    seen = [things[number - 1] for number in numbers]
+    visible, kept = without_hidden(visible, len(things))
+    seen = [things[number] for number in kept]
     pixels = image + _NOISE * rng.standard_normal(image.shape)
     return labeled_sample(
         f"{split}_{index:06d}",
@@ -83,9 +83,3 @@ def _inside(outline: int, size: int, rng: Generator) -> np.ndarray:
     radius = rng.uniform(*_RADIUS) * size
     u, v = np.abs(x - column), np.abs(y - row)
     return np.hypot(u, v) <= radius if outline == 0 else np.maximum(u, v) <= 0.9 * radius
-
-
-def _numbered(visible: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """The numbers that are to be seen, and the map with these numbered from 1 on."""
-    numbers, places = np.unique(np.append(0, visible), return_inverse=True)
-    return numbers[1:].tolist(), places[1:].reshape(visible.shape)

@@ -34,10 +34,11 @@ from torch import Tensor, nn
 
 from labelwise.errors import UserError, require_at_least
 from labelwise.method import Card, Claim, Needs, Published, Stage
+from labelwise.models.aspp import rates_at
 from labelwise.models.atrous_heads import ClassifierBranch, SkipScoreNetwork, SummedScores
 from labelwise.models.score_maps import ScoreMapNetwork
 from labelwise.samples import Batch, Kind
-from labelwise.tasks.score_maps import ScoreMapConfig, ScoreMapMethod, rates_at
+from labelwise.tasks.score_maps import ScoreMapConfig, ScoreMapMethod
 from labelwise.tasks.segmentation import TEXTURES
 
 NAME = "deeplab_v1"
