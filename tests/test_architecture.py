@@ -43,7 +43,7 @@ LAYERS = (
     {"supervision"},
     {"datasets", "partitions"},
     {"samples"},
-    {"hardware", "files", "inference_options"},
+    {"hardware", "files", "inference_options", "detections"},
     {"errors"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

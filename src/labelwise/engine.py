@@ -42,7 +42,7 @@ from labelwise.loaders import (
     training_loader,
 )
 from labelwise.method import Method, Stream
-from labelwise.progress import MetricsCsv, TrainingProgress, console
+from labelwise.progress import MetricsCsv, TrainingProgress, console, watched
 from labelwise.samples import Sample
 
 
@@ -218,7 +218,8 @@ class Training:
             # An unlabelled stream never reads labels, not even where it falls back to labelled images.
             read = self.read if stream.source == "labeled" else self.dataset.read
             if stream.copies is not None:
-                ids = [id for id in ids for _ in range(stream.copies(read(id)))]
+                counted = watched(ids, f"counting the stream {name}", len(ids))
+                ids = [id for id in counted for _ in range(stream.copies(read(id)))]
             images = StreamSet(read, ids, stream, seed)
             batch = _share(self.method, stream, hardware)
             batches = EndlessBatches(

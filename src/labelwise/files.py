@@ -49,6 +49,12 @@ def atomic_write(path: Path, content: bytes | str, durable: bool = True) -> None
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def cache_home() -> Path:
+    """Where what can be made again is kept: `$LABELWISE_CACHE`, or `labelwise` in the user's cache folder."""
+    home = os.environ.get("LABELWISE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "labelwise"
+    return Path(home).expanduser()
+
+
 def _sync_folder(folder: Path) -> None:
     """Bring the new name to the disk as well, where the system lets a folder be opened."""
     if os.name != "posix":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning
@@ -40,6 +41,8 @@ class MainScore(NamedTuple):
 MAIN_SCORES = {
     "semantic segmentation": MainScore("miou", "mIoU"),
     "classification": MainScore("map", "mAP"),
+    "detection": MainScore("map", "mAP"),
+    "instance segmentation": MainScore("map", "mAP^r"),
 }
 """The main score of each task that a method can be trained for."""
 
@@ -287,9 +290,20 @@ class Method(lightning.LightningModule):
     def after_step(self) -> None:
         """Called after each optimiser step (moving averages of weights, thresholds)."""
 
+    def complete(self, samples: Sequence[Sample], scratch: Path) -> None:
+        """Fit what is not learned by gradient descent, once the training is over; nothing unless a method says so.
+
+        What is fitted belongs into the state of `network`. It may be called again with the same images, of a run that
+        was cut meanwhile, and has to come to the same result then.
+
+        Args:
+            samples: the labelled training images, read anew at each access.
+            scratch: a folder for files that are not needed afterwards, such as cached features.
+        """
+
     @abstractmethod
-    def predict(self, image: Tensor) -> Tensor:
-        """The task's scores for [B, 3, H, W] uint8 images."""
+    def predict(self, image: Tensor) -> Any:
+        """The task's scores for [B, 3, H, W] uint8 images; of detectors one `Detections` for each."""
 
     @property
     def progress(self) -> float:

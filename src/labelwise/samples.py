@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision import tv_tensors
 
 IGNORE_INDEX = 255
@@ -67,6 +68,8 @@ class Sample:
     "[N] bool, boxes that neither reward nor punish in evaluation"
     tags: Tensor | None = None
     "[C] uint8 over all classes: 1 present, 0 absent, 255 only difficult objects; the background's entry is 0"
+    proposals: tv_tensors.BoundingBoxes | None = None
+    "[P, 4] float32 as `boxes`: where objects may be, best first; made from the image alone, never read as a label"
     points: tv_tensors.KeyPoints | None = None
     "[P, 2] float32 (x, y) in pixels"
     point_labels: Tensor | None = None
@@ -101,6 +104,7 @@ class Batch:
     boxes: list[Tensor] | None = None
     box_labels: list[Tensor] | None = None
     difficult: list[Tensor] | None = None
+    proposals: list[Tensor] | None = None
     instances: list[Tensor] | None = None
     instance_labels: list[Tensor] | None = None
     points: list[Tensor] | None = None
@@ -109,6 +113,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image without what was added on its right and below."""
+        height, width = self.image.shape[-2:]
+        if self.padding is None:
+            return [(height, width)] * len(self)
+        rows, columns = (~self.padding).any(2).sum(1).tolist(), (~self.padding).any(1).sum(1).tolist()
+        return list(zip(rows, columns, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +135,26 @@ class Views:
 
 
 _STACKED = ("mask", "tags")
-_LISTED = ("boxes", "box_labels", "difficult", "instances", "instance_labels", "points", "point_labels", "captions")
+_LISTED = (
+    "boxes",
+    "box_labels",
+    "difficult",
+    "proposals",
+    "instances",
+    "instance_labels",
+    "points",
+    "point_labels",
+    "captions",
+)
 
 
 def collate(views: Sequence[Views]) -> Batch:
-    """Stack augmented samples of equal size into a batch; a label is present when every sample has it."""
+    """Stack augmented samples into a batch; a label is present when every sample has it.
+
+    Images of different sizes are filled up with black on the right and below, their masks with 255; `padding` tells
+    where, and boxes and points stay as they are.
+    """
+    views = _of_one_size(views)
     samples = [view.sample for view in views]
     stacked: dict[str, Any] = {name: _stack([getattr(sample, name) for sample in samples]) for name in _STACKED}
     listed: dict[str, Any] = {name: _listed([getattr(sample, name) for sample in samples]) for name in _LISTED}
@@ -137,6 +165,31 @@ def collate(views: Sequence[Views]) -> Batch:
         padding=_stack([view.padding for view in views]),
         **stacked,
         **listed,
+    )
+
+
+def _of_one_size(views: Sequence[Views]) -> Sequence[Views]:
+    sizes = [view.sample.image.shape[-2:] for view in views]
+    if len(set(sizes)) == 1:
+        return views
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    return [_filled_up(view, height, width) for view in views]
+
+
+def _filled_up(view: Views, height: int, width: int) -> Views:
+    sample = view.sample
+    missing = [0, width - sample.image.shape[-1], 0, height - sample.image.shape[-2]]
+    padding = torch.zeros(sample.image.shape[-2:], dtype=torch.bool) if view.padding is None else view.padding
+    mask, instances = sample.mask, sample.instances
+    return Views(
+        sample=replace(
+            sample,
+            image=tv_tensors.wrap(pad(sample.image, missing), like=sample.image),
+            mask=mask if mask is None else tv_tensors.wrap(pad(mask, missing, value=IGNORE_INDEX), like=mask),
+            instances=instances if instances is None else tv_tensors.wrap(pad(instances, missing), like=instances),
+        ),
+        padding=pad(padding, missing, value=True),
+        strong=tuple(pad(view, missing) for view in view.strong),
     )
 
 

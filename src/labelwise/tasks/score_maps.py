@@ -16,7 +16,8 @@ from labelwise.models.atrous_vgg import AtrousVGG16, load_vgg16
 from labelwise.models.backbones import Backbone, create_backbone
 from labelwise.models.score_maps import ScoreMapNetwork, pad_to_grid, pick_labels
 from labelwise.samples import IGNORE_INDEX, Batch
-from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod, in_backbone, require_output_stride
+from labelwise.tasks.optimization import in_backbone
+from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod, require_output_stride
 from labelwise.transforms.padded_choice import PaddedChoiceScaleCrop
 
 VGG16 = "vgg16"

@@ -8,16 +8,13 @@ from functools import partial
 from typing import Literal, Self, cast
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import v2
 
 from labelwise.datasets.base import Classes
 from labelwise.errors import UserError, require_at_least
 from labelwise.losses.pixel import cross_entropy, ohem_cross_entropy
-from labelwise.method import Method, MethodConfig
+from labelwise.method import Method
 from labelwise.metrics.boundary import BoundaryIoU
 from labelwise.metrics.segmentation import Scores, SegmentationScores
 from labelwise.metrics.trimap import TrimapIoU
@@ -25,6 +22,7 @@ from labelwise.models.inference import Inference
 from labelwise.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from labelwise.models.sliding import sliding_window_logits
 from labelwise.samples import Batch
+from labelwise.tasks.optimization import OptimizationConfig, OptimizedMethod
 from labelwise.transforms import RandomChoiceScaleCrop, RandomScaleCrop, WeakView
 
 TEXTURES = {"scenes": "textures", "size": 40, "train": 320, "val": 200}
@@ -34,13 +32,9 @@ SCALES = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationConfig(MethodConfig):
+class SegmentationConfig(OptimizationConfig):
     """Options of every trained segmenter; the defaults are those of UniMatch's VOC recipe."""
 
-    backbone: str = "resnet50s"
-    "timm name of the backbone, fd_mobilenet, or tiny, tiny32, micro_w10: small ones that train on a CPU"
-    backbone_weights: str = "imagenet"
-    "imagenet (timm's weights), none, a file in the network's own naming, or for fd_mobilenet a run on tags"
     crop: int = 321
     "side of the square training crops in pixels; 0 = whole images, of one size in a step"
     scaling: Literal["uniform", "choice"] = "uniform"
@@ -49,20 +43,10 @@ class SegmentationConfig(MethodConfig):
     "least and greatest factor of the scaling"
     scale_base: int = 0
     "uniform factors are relative to this long side in pixels; 0 = the image's own"
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    "sgd has momentum 0.9"
-    learning_rate: float = 0.001
-    "of the backbone at the first step"
     schedule: Literal["poly", "step", "constant"] = "poly"
     "of the learning rate: (1 - t/T)^0.9, a tenth after each third of the steps, or always the same"
-    head_multiplier: float = 10.0
-    "learning rate of everything but the backbone, as a multiple"
-    weight_decay: float = 1e-4
-    "on convolution and linear weights"
     decay_norms: bool = True
     "weight decay on normalisation weights and biases as well"
-    freeze_norms: bool = False
-    "keep the backbone's BatchNorm statistics as they were loaded; wanted for small batches"
     ohem_pixels: int = 0
     "learn from the hard pixels alone (probability up to 0.7), at least so many per image; 0 = from all; Cityscapes"
     window: int = 0
@@ -78,7 +62,7 @@ class SegmentationConfig(MethodConfig):
         """
         super().__post_init__()
         require_at_least("crop", self.crop, 8 if self.crop else 0)
-        for name in ("window", "ohem_pixels", "learning_rate", "head_multiplier", "weight_decay"):
+        for name in ("window", "ohem_pixels"):
             require_at_least(name, getattr(self, name), 0)
         low, high = self.scale_range
         if not 0 < low <= high:
@@ -103,7 +87,7 @@ class SegmentationConfig(MethodConfig):
         )
 
 
-class SegmentationMethod(Method):
+class SegmentationMethod(OptimizedMethod):
     """A method that ends in a network from images to one class per pixel."""
 
     config: SegmentationConfig
@@ -241,26 +225,6 @@ class SegmentationMethod(Method):
             self.results[f"miou_{name}"] = miou
             self.log(f"val/miou_{name}", miou, rank_zero_only=True)
 
-    def train(self, mode: bool = True) -> SegmentationMethod:
-        """Switch between training and evaluation; frozen normalisations stay in evaluation."""
-        super().train(mode)
-        self._keep_norms_frozen()
-        return self
-
-    def _keep_norms_frozen(self) -> None:
-        """Put the backbones' normalisations back into evaluation, if they are frozen; the last thing `train` does."""
-        if not self.config.freeze_norms:
-            return
-        for name, module in self.named_modules():
-            if in_backbone(name) and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser over `parameter_groups`, its rates multiplied by `rate_factor` at every step."""
-        optimizer = self.make_optimizer(self.parameter_groups())
-        schedule = LambdaLR(optimizer, self.rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
-
     def rate_factor(self, step: int) -> float:
         """The learning rate's factor at a step, counted from 0, by the configured schedule."""
         if self.config.schedule == "constant":
@@ -268,33 +232,6 @@ class SegmentationMethod(Method):
         if self.config.schedule == "step":
             return float(0.1 ** (3 * step // self.total_steps))
         return float((1 - min(step, self.total_steps) / self.total_steps) ** 0.9)
-
-    def make_optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
-        """SGD with momentum 0.9, or AdamW."""
-        if self.config.optimizer == "adamw":
-            return AdamW(groups)
-        return SGD(groups, momentum=0.9)
-
-    def parameter_groups(self) -> list[dict[str, object]]:
-        """The trained parameters, grouped by `rate_multiplier` and `decays`."""
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                key = self.rate_multiplier(name, parameter), self.decays(name, parameter)
-                groups.setdefault(key, []).append(parameter)
-        config = self.config
-        return [
-            {
-                "params": parameters,
-                "lr": config.learning_rate * multiplier,
-                "weight_decay": config.weight_decay if decays else 0.0,
-            }
-            for (multiplier, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
-        ]
-
-    def rate_multiplier(self, name: str, parameter: nn.Parameter) -> float:
-        """The learning rate of a parameter as a multiple: 1 in the backbone, `head_multiplier` elsewhere."""
-        return 1.0 if in_backbone(name) else self.config.head_multiplier
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay acts on a parameter: on all, or without `decay_norms` on weights of layers alone."""
@@ -309,8 +246,3 @@ def require_output_stride(output_stride: int, allowed: Sequence[int]) -> None:
     """
     if output_stride not in allowed:
         raise UserError(f"--output-stride {output_stride}: must be one of {', '.join(map(str, allowed))}")
-
-
-def in_backbone(name: str) -> bool:
-    """Whether a parameter or module of this dotted name lies in a backbone."""
-    return "backbone" in name.split(".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,6 +17,7 @@ from labelwise.configuration import load_preset, make_config
 from labelwise.datasets.base import Classes, DataSet
 from labelwise.datasets.index import Index
 from labelwise.errors import BadFile, UserError
+from labelwise.files import cache_home
 from labelwise.method import Method, MethodConfig
 from labelwise.progress import console, watched
 from labelwise.samples import Kind, Sample, with_derivable
@@ -132,10 +132,9 @@ def note(text: str) -> None:
 
 
 def cache_folder(root: Path) -> Path:
-    """Where the validated index of a data set is kept: `$LABELWISE_CACHE` or the user's cache folder."""
-    home = os.environ.get("LABELWISE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "labelwise"
+    """Where the validated index of a data set is kept."""
     key = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
-    return Path(home).expanduser() / f"{root.resolve().name}-{key}"
+    return cache_home() / f"{root.resolve().name}-{key}"
 
 
 def require_same_classes(model: Classes, dataset: DataSet) -> None:

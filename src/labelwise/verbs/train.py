@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from labelwise.progress import console
 from labelwise.reports.pseudo_labels_page import PSEUDO_LABELS_PICTURE
 from labelwise.reports.run_page import read_metrics, write_run_report
 from labelwise.runs import Run, read_json
-from labelwise.samples import Kind
+from labelwise.samples import Kind, Sample
 from labelwise.saved import save_model
 from labelwise.scoring import score, write_prediction_sheet, write_pseudo_label_sheet
 from labelwise.supervision import seeded_order
@@ -230,7 +231,31 @@ def _fit(
         monitor=PseudoLabelMonitor(material.dataset, monitored, run.folder) if monitored else None,
     )
     trainer = training.run()
+    learner.complete(_Labeled(material), _scratch(run.folder))
+    shutil.rmtree(_scratch(run.folder), ignore_errors=True)
     return score(learner, material.dataset, material.validation, trainer) if material.validation else {}
+
+
+class _Labeled(Sequence[Sample]):
+    """The labelled training images, each read when it is asked for."""
+
+    def __init__(self, material: Material) -> None:
+        self.material, self.ids = material, material.sources["labeled"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.material.read(id) for id in self.ids[index]]
+        return self.material.read(self.ids[index])
+
+
+def _scratch(folder: Path) -> Path:
+    """Where this process may keep files until the run is finished."""
+    scratch = folder / f"scratch-{process_rank()}"
+    scratch.mkdir(exist_ok=True)
+    return scratch
 
 
 def _help(
