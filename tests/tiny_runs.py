@@ -33,16 +33,33 @@ OPTIONS: dict[str, Any] = {
     "batch_size": 2,
     "steps": 6,
 }
+DETECTOR: dict[str, Any] = {
+    "backbone": "tiny",
+    "backbone_weights": "none",
+    "short_side": 48,
+    "long_side": 64,
+    "batch_size": 2,
+    "steps": 6,
+}
+"""The same of detectors, to be given as `base`."""
 MACHINE: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true", "workers": 0}
 PATIENCE = 120
 """Seconds until something is taken to hang."""
 
 
-def tiny_run(method: str, data: Path, out: Path, machine: Mapping[str, Any] | None = None, **options: Any) -> Path:
+def tiny_run(
+    method: str,
+    data: Path,
+    out: Path,
+    machine: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] = OPTIONS,
+    **options: Any,
+) -> Path:
     """Train in this process, saving after every step unless `machine` says otherwise."""
-    call: dict[str, Any] = {"labels": options.pop("labels", "masks:6"), "seed": options.pop("seed", 0)}
+    labels = "masks:6" if base is OPTIONS else "boxes:6"
+    call: dict[str, Any] = {"labels": options.pop("labels", labels), "seed": options.pop("seed", 0)}
     hardware = Hardware(**MACHINE | {"checkpoint_every": 1} | dict(machine or {}))
-    train(method, data=data, out=out, hardware=hardware, **call, **OPTIONS | options)
+    train(method, data=data, out=out, hardware=hardware, **call, **{**base, **options})
     return out
 
 
@@ -54,9 +71,11 @@ def outcome(run: Path) -> tuple[bytes, dict[str, Any], str]:
     return (run / "model.safetensors").read_bytes(), results, (run / "metrics.csv").read_text()
 
 
-def train_words(method: str, data: Path, out: Path, *words: str, **options: Any) -> list[str]:
+def train_words(
+    method: str, data: Path, out: Path, *words: str, base: Mapping[str, Any] = OPTIONS, **options: Any
+) -> list[str]:
     """The words of the same call for the shell."""
-    flags = OPTIONS | MACHINE | {"labels": "masks:6", "data": data, "out": out} | options
+    flags = {**base} | MACHINE | {"labels": "masks:6", "data": data, "out": out} | options
     return ["train", method, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()), *words]
 
 
