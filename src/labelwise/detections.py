@@ -25,8 +25,8 @@ class Detections:
         """How many objects."""
         return len(self.scores)
 
-    def __getitem__(self, chosen: Tensor) -> Detections:
-        """Those of the numbers [M] int64, or where a [N] bool is true."""
+    def __getitem__(self, chosen: Tensor | slice) -> Detections:
+        """Those of the numbers [M] int64, where a [N] bool is true, or of a slice."""
         return Detections(
             boxes=self.boxes[chosen],
             labels=self.labels[chosen],

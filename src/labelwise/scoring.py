@@ -12,18 +12,25 @@ import torch
 from PIL import Image, ImageOps
 
 from labelwise.datasets.base import DataSet
+from labelwise.detections import Detections
 from labelwise.files import atomic_file
 from labelwise.hardware import process_rank
 from labelwise.loaders import evaluation_loader
 from labelwise.method import Method
 from labelwise.monitoring import clean_pseudo_labels, read_bounded
-from labelwise.reports.pictures import contact_sheet, legend_entries, overlay, text_panel
-from labelwise.samples import IGNORE_INDEX, Kind
+from labelwise.reports.pictures import contact_sheet, draw_boxes, legend_entries, overlay, text_panel
+from labelwise.samples import IGNORE_INDEX, Kind, Sample
 from labelwise.tasks.classification import ClassificationMethod
+from labelwise.tasks.detection import DetectionMethod
 from labelwise.tasks.few_masks import FewMasksMethod
+from labelwise.tasks.instances import InstanceMethod, boxes_of
 
 _PICTURED = 6
 _CELL = 160
+_OBJECT_CELL = 240
+"""Wider, so that the names at the boxes can be read."""
+_SURE = 0.5
+"""The least score of an object on a sheet."""
 
 
 def score(method: Method, dataset: DataSet, ids: Sequence[str], trainer: lightning.Trainer) -> dict[str, Any]:
@@ -59,7 +66,13 @@ def write_prediction_sheet(
     """
     chosen = [ids[position] for position in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
     classifiers = {title: method for title, method in trained.items() if isinstance(method, ClassificationMethod)}
-    sheet = _tag_sheet(classifiers, dataset, chosen) if classifiers else _mask_sheet(trained, dataset, chosen)
+    detectors = {title: method for title, method in trained.items() if isinstance(method, DetectionMethod)}
+    if classifiers:
+        sheet = _tag_sheet(classifiers, dataset, chosen)
+    elif detectors:
+        sheet = _object_sheet(detectors, dataset, chosen)
+    else:
+        sheet = _mask_sheet(trained, dataset, chosen)
     _save(sheet, path)
 
 
@@ -78,6 +91,40 @@ def _tag_sheet(trained: Mapping[str, ClassificationMethod], dataset: DataSet, ch
             panels.append(text_panel([(f"{name} {scores[name]:.2f}", name not in true) for name in reversed(said)]))
         rows.append([Image.fromarray(sample.image.numpy().transpose(1, 2, 0)), *panels])
     return contact_sheet(rows, ["image", "truth", *trained], chosen)
+
+
+def _object_sheet(trained: Mapping[str, DetectionMethod], dataset: DataSet, chosen: Sequence[str]) -> Image.Image:
+    shapes = any(isinstance(method, InstanceMethod) for method in trained.values())
+    rows: list[list[Image.Image]] = []
+    for id in chosen:
+        sample = dataset.read(id, {Kind.INSTANCES if shapes else Kind.BOXES})
+        found = [detected(method, sample) for method in trained.values()]
+        sure = [each[each.scores >= _SURE] for each in found]
+        drawn = [
+            draw_detections(sample.image, each, method) for each, method in zip(sure, trained.values(), strict=True)
+        ]
+        rows.append([Image.fromarray(sample.image.numpy().transpose(1, 2, 0)), _truth(sample, dataset), *drawn])
+    return contact_sheet(rows, ["image", "truth", *trained], chosen, cell=_OBJECT_CELL)
+
+
+def _truth(sample: Sample, dataset: DataSet) -> Image.Image:
+    """The image with its true boxes or shapes."""
+    names, palette = dataset.classes.names, dataset.classes.palette
+    if sample.instances is not None and sample.instance_labels is not None:
+        shapes = sample.instances.numpy() != 0
+        boxes = boxes_of(torch.from_numpy(shapes)).numpy()
+        return draw_boxes(sample.image.numpy(), boxes, sample.instance_labels.numpy(), names, palette, masks=shapes)
+    assert sample.boxes is not None and sample.box_labels is not None
+    return draw_boxes(sample.image.numpy(), sample.boxes.numpy(), sample.box_labels.numpy(), names, palette)
+
+
+def draw_detections(image: torch.Tensor, found: Detections, method: Method) -> Image.Image:
+    """An image [3, H, W] uint8 with the objects that a method has found in it."""
+    names, palette = method.classes.names, method.classes.palette
+    masks = None if found.masks is None else found.masks.numpy()
+    return draw_boxes(
+        image.numpy(), found.boxes.numpy(), found.labels.numpy(), names, palette, found.scores.numpy(), masks
+    )
 
 
 def _mask_sheet(trained: Mapping[str, Method], dataset: DataSet, chosen: Sequence[str]) -> Image.Image:
@@ -161,6 +208,13 @@ def predicted_mask(method: Method, image: torch.Tensor) -> np.ndarray:
     method.eval()
     scores: torch.Tensor = method.predict(image.as_subclass(torch.Tensor)[None].to(method.device))
     return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+@torch.no_grad()
+def detected(method: DetectionMethod, sample: Sample) -> Detections:
+    """The objects of one image, surest first."""
+    method.eval()
+    return method.detect(sample).cpu()
 
 
 @torch.no_grad()

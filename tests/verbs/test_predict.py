@@ -13,7 +13,8 @@ from PIL import Image
 import labelwise
 from labelwise.datasets.images import read_mask
 from labelwise.hardware import Hardware
-from labelwise.verbs.predict import Predictor
+from labelwise.verbs.outputs import MaskOutput
+from labelwise.verbs.predict import load_output
 from tests.conftest import Called
 
 Call = Callable[..., Called]
@@ -75,12 +76,13 @@ def test_the_same_call_again_replaces_its_own_predictions(
 
 def test_the_precision_is_that_of_the_computation(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
-    predictor = Predictor.load(trained_run, Hardware(accelerator="cpu", precision="bf16-mixed"))
-    layer = next(module for module in predictor.method.network.modules() if isinstance(module, torch.nn.Conv2d))
+    output = load_output(trained_run, Hardware(accelerator="cpu", precision="bf16-mixed"), None, 0.5)
+    assert isinstance(output, MaskOutput)
+    layer = next(module for module in output.method.network.modules() if isinstance(module, torch.nn.Conv2d))
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     image = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    assert predictor.mask(image).shape == (32, 32)
-    Predictor(predictor.method, "32-true").mask(image)
+    assert output.mask(image).shape == (32, 32)
+    MaskOutput(output.method, "32-true", 0.5).mask(image)
     assert seen == [torch.bfloat16, torch.float32]
 
 

@@ -27,6 +27,7 @@ def evaluate(
     data: Path,
     split: str = "val",
     skip_broken: Annotated[bool, Flag] = False,
+    out: Path | None = None,
     tune_crf: int = 0,
     inference: Annotated[Inference, Flat] = _PLAIN,
     placement: Annotated[SharedPlacement, Flat] = _SHARED,
@@ -44,6 +45,8 @@ def evaluate(
         the split to score on
     skip_broken
         leave out images with broken files, and count them, instead of stopping
+    out
+        also write the scores, pictures of predictions and a page with curves into this folder
     tune_crf
         search the numbers of the named CRF on N images of the split first; written to RUN/crf.yaml, and used
     """
@@ -54,6 +57,7 @@ def evaluate(
         data=data,
         split=split,
         skip_broken=skip_broken,
+        out=out,
         tune_crf=tune_crf,
         inference=inference,
         hardware=placement.hardware(),
@@ -68,11 +72,12 @@ def predict(
     /,
     *,
     out: Path,
+    least_score: float = 0.5,
     inference: Annotated[Inference, Flat] = _PLAIN,
     placement: Annotated[Placement, Flat] = _PLACEMENT,
     json: Json = False,
 ) -> None:
-    """Predict images: one palette PNG and one overlay each, or one JSON file of tags and scores.
+    """Predict images: palette PNG, XML or JSON, and a picture of each.
 
     Parameters
     ----------
@@ -82,10 +87,12 @@ def predict(
         image files or folders of them
     out
         the folder to write into
+    least_score
+        of a detector's objects that are drawn and written as labels; the JSON file holds all
     """
     from labelwise.verbs.predict import predict as write
 
-    result = write(run, images, out=out, inference=inference, hardware=placement.hardware())
+    result = write(run, images, out=out, inference=inference, least_score=least_score, hardware=placement.hardware())
     if json:
         print_json(result)
     else:
@@ -100,6 +107,7 @@ def annotate(
     out: Path,
     split: str = "train",
     skip_broken: Annotated[bool, Flag] = False,
+    least_score: float = 0.5,
     inference: Annotated[Inference, Flat] = _PLAIN,
     placement: Annotated[Placement, Flat] = _PLACEMENT,
     json: Json = False,
@@ -118,6 +126,8 @@ def annotate(
         the split to annotate
     skip_broken
         leave out images that cannot be read, and count them, instead of stopping
+    least_score
+        of a detector's objects that become labels
     """
     from labelwise.verbs.predict import annotate as write
 
@@ -128,6 +138,7 @@ def annotate(
         split=split,
         skip_broken=skip_broken,
         inference=inference,
+        least_score=least_score,
         hardware=placement.hardware(),
     )
     if json:

@@ -88,8 +88,9 @@ def draw_boxes(
     names: Sequence[str],
     palette: npt.ArrayLike,
     scores: npt.ArrayLike | None = None,
+    masks: npt.ArrayLike | None = None,
 ) -> Image.Image:
-    """Draw boxes with their class names, and scores where given.
+    """Draw boxes, or shapes where given, with their class names, and scores where given.
 
     Args:
         image: [3, H, W] uint8.
@@ -98,6 +99,7 @@ def draw_boxes(
         names: one name per class number.
         palette: [256, 3] uint8.
         scores: [N], from 0 to 1; the highest is drawn last, on top.
+        masks: [N, H, W] bool; tinted, instead of an outline of the box.
     """
     picture = Image.fromarray(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)))
     draw = ImageDraw.Draw(picture)
@@ -107,11 +109,18 @@ def draw_boxes(
     longest = max(picture.size)
     line, font = max(2, round(longest / 200)), _font(max(11, round(longest / 36)))
     order = range(len(corners)) if confidence is None else np.argsort(confidence, kind="stable").tolist()
+    shapes = None if masks is None else np.asarray(masks)
+    if shapes is not None:
+        for index in order:
+            alone = np.where(shapes[index], numbers[index], 0).astype(np.uint8)
+            picture = overlay(np.asarray(picture).transpose(2, 0, 1), alone, colors, background=0)
+        draw = ImageDraw.Draw(picture)
     for index in order:
         red, green, blue = (int(channel) for channel in colors[numbers[index]])
         left, top, right, bottom = (float(value) for value in corners[index])
         outline = (left, top, max(left, right - 1), max(top, bottom - 1))
-        draw.rectangle(outline, outline=(red, green, blue), width=line)
+        if shapes is None:
+            draw.rectangle(outline, outline=(red, green, blue), width=line)
         text = names[int(numbers[index])] + ("" if confidence is None else f" {confidence[index]:.2f}")
         _tag(draw, text, (left, top), (red, green, blue), font, picture.size)
     return picture

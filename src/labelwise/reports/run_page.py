@@ -26,6 +26,8 @@ from labelwise.reports.pseudo_labels_page import (
     pseudo_labels_section,
 )
 
+PAGE = "report.html"
+"""The name of the page in its folder."""
 SCORE_NAMES = {
     "miou": "mean IoU",
     "best_miou": "best mean IoU on the way",
@@ -100,7 +102,7 @@ def write_run_report(folder: Path) -> Path:
         status=flattened(status),
         files=[(name, _size(folder / name)) for name in _FILES if (folder / name).is_file()],
     )
-    return write_text(folder / "report.html", page)
+    return write_text(folder / PAGE, page)
 
 
 def read_metrics(path: Path) -> dict[str, Curve]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 from labelwise import datasets
 from labelwise.datasets.base import DataSet
 from labelwise.engine import build_trainer
-from labelwise.errors import require_at_least
-from labelwise.hardware import Hardware
+from labelwise.errors import UserError, require_at_least
+from labelwise.files import atomic_write
+from labelwise.hardware import Hardware, process_rank
 from labelwise.inference_options import InferenceOptions
 from labelwise.method import Method
+from labelwise.reports.run_page import PAGE, write_run_report
+from labelwise.runs import RESULTS
 from labelwise.saved import load_model
-from labelwise.scoring import score
+from labelwise.scoring import score, write_prediction_sheet
 from labelwise.tasks.segmentation import SegmentationMethod
 from labelwise.verbs.crf import tune_crf
 from labelwise.verbs.preparation import broken_ids, labelled_ids, require_same_classes, usable
@@ -27,6 +31,7 @@ def evaluate(
     data: Path,
     split: str = "val",
     skip_broken: bool = False,
+    out: Path | None = None,
     inference: InferenceOptions | None = None,
     tune_crf: int = 0,
     hardware: Hardware | None = None,
@@ -38,6 +43,7 @@ def evaluate(
         data: the data set's folder.
         split: the split to score on.
         skip_broken: leave out images with broken files, and count them, instead of stopping.
+        out: a new or empty folder, or that of an earlier evaluation, for `results.json`, pictures and `report.html`.
         inference: scales, flip, sliding window, output stride and CRF of a segmenter; one plain pass unless given.
         tune_crf: search the numbers of `inference.crf` on so many images at the start of the split first, as the papers
             do; they are written into the run's folder and used.
@@ -47,13 +53,17 @@ def evaluate(
         For semantic segmentation `miou`, `iou` (class -> percent, None where a class is absent), `pixel_accuracy`,
         `mean_accuracy`, `frequency_weighted_iou`, `boundary_iou` and `trimap_miou` (width of the band around class
         boundaries in pixels -> percent); for classification `map`, `ap` (class -> percent, None where no image shows
-        it) and, where every image has one class, `top1` and `top5`; of both `images`, `skipped` and `protocol`.
+        it) and, where every image has one class, `top1` and `top5`; for detection `map` and `ap` as the model's
+        configuration reads them, both readings of VOC, COCO's, the precision-recall `curves` and the recall of the
+        `proposals`; for instance segmentation `map` and `ap` (AP^r of SDS at 0.5), `map_r` of each variant, `curves`
+        and the scores of the `boxes`; of all `images`, `skipped` and `protocol`.
 
     Raises:
         UserError: no such run, a data set of other classes, or no labelled image in the split.
         BadFile: a file is broken.
     """
     inference = inference or InferenceOptions()
+    _refuse_other_folder(out)
     method = load_model(Path(run), inference)
     dataset = datasets.open(Path(data))
     require_same_classes(method.classes, dataset)
@@ -69,7 +79,26 @@ def evaluate(
     if tune_crf:
         said.append(f"CRF tuned on {len(kept[:tune_crf])} of these images")
     protocol = ", ".join(filter(None, said))
-    return results | {"skipped": sorted(broken), "protocol": protocol}
+    results |= {"skipped": sorted(broken), "protocol": protocol}
+    if out is not None and process_rank() == 0:
+        _write_page(Path(out), method, dataset, kept, results)
+    return results
+
+
+def _refuse_other_folder(out: Path | None) -> None:
+    """Refuse a folder of anything but an evaluation, before an hour is spent on scores that could not be written."""
+    if out is None or not Path(out).exists():
+        return
+    names = [path.name for path in Path(out).iterdir()] if Path(out).is_dir() else ["a file"]
+    if names and not {RESULTS} <= set(names) <= {RESULTS, PAGE, "pictures"}:
+        raise UserError(f"--out {out}: holds something else than an evaluation; name a new or empty folder")
+
+
+def _write_page(out: Path, method: Method, dataset: DataSet, ids: Sequence[str], results: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / RESULTS, json.dumps(results, indent=2))
+    write_prediction_sheet({method.card.name: method}, dataset, ids, out / "pictures" / "predictions.png")
+    write_run_report(out)
 
 
 def _tuned(method: Method, dataset: DataSet, ids: Sequence[str], run: Path, inference: InferenceOptions) -> Method:

@@ -5,84 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torchvision import tv_tensors
 
 from labelwise import datasets
-from labelwise.datasets.base import DataSet
-from labelwise.datasets.images import IMAGE_SUFFIXES, read_image, write_mask
+from labelwise.datasets.images import IMAGE_SUFFIXES, read_image
 from labelwise.datasets.voc import VOC
-from labelwise.errors import UserError
-from labelwise.files import atomic_file, atomic_write
+from labelwise.errors import UserError, require_share
+from labelwise.files import atomic_write
 from labelwise.hardware import Hardware
 from labelwise.inference_options import InferenceOptions
 from labelwise.method import Method
 from labelwise.models.dense_crf import CRFParameters
 from labelwise.progress import watched
-from labelwise.reports.pictures import overlay
 from labelwise.runs import read_json
 from labelwise.samples import Kind
 from labelwise.saved import WEIGHTS, load_model
-from labelwise.scoring import predicted_mask, predicted_tags
-from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.segmentation import SegmentationMethod
+from labelwise.verbs.outputs import Output, output_of
 from labelwise.verbs.preparation import broken_ids, usable
 
 ORIGIN = "annotate.json"
 """The file of an annotated data set that says which model made it from what."""
+LEAST_SCORE = 0.5
+"""The least score of an object that is drawn, or becomes a label."""
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A trained method on its device, in its precision."""
+def load_output(run: Path, hardware: Hardware, inference: InferenceOptions | None, least_score: float) -> Output:
+    """A trained method on its device, and how its predictions are written.
 
-    method: Method
-    precision: str
-
-    @classmethod
-    def load(cls, run: Path, hardware: Hardware, inference: InferenceOptions | None = None) -> Predictor:
-        """Load a trained method.
-
-        Raises:
-            UserError: no such run, no such device on this machine, or the model cannot predict so.
-        """
-        device = _device(hardware)
-        return cls(load_model(run, inference).to(device), hardware.resolved_precision())
-
-    @property
-    def crf(self) -> CRFParameters | None:
-        """The CRF over its predictions, if there is one."""
-        return self.method.inference.crf if isinstance(self.method, SegmentationMethod) else None
-
-    def mask(self, image: torch.Tensor) -> np.ndarray:
-        """The class of every pixel. [3, H, W] uint8 -> [H, W] uint8."""
-        with self._autocast():
-            return predicted_mask(self.method, image)
-
-    def tags(self, image: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
-        """The probability of each class by name, and the tags [C] uint8. [3, H, W] uint8 -> both."""
-        assert isinstance(self.method, ClassificationMethod)
-        with self._autocast():
-            return predicted_tags(self.method, image)
-
-    @property
-    def gives_tags(self) -> bool:
-        """Whether it predicts tags, not masks."""
-        return isinstance(self.method, ClassificationMethod)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "32-true":
-            return nullcontext()
-        device = self.method.device.type
-        # Lightning takes bfloat16 for either on a CPU; predictions and scores have to agree.
-        half = torch.bfloat16 if self.precision == "bf16-mixed" or device == "cpu" else torch.float16
-        return torch.autocast(device, half)
+    Raises:
+        UserError: no such run, no such device on this machine, or the model cannot predict so.
+    """
+    require_share("least_score", least_score)
+    device = _device(hardware)
+    return output_of(load_model(run, inference).to(device), hardware.resolved_precision(), least_score)
 
 
 def predict(
@@ -91,35 +50,39 @@ def predict(
     *,
     out: Path,
     inference: InferenceOptions | None = None,
+    least_score: float = LEAST_SCORE,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
-    """Predict images; write a palette PNG (class numbers) and an overlay for each, or of a classifier a JSON file.
+    """Predict images; write the prediction of each, and a picture.
+
+    A segmenter's is a palette PNG (class numbers), a classifier's a JSON file, a detector's a JSON file with the boxes
+    and scores of all objects and VOC's XML of the sure ones, of shapes a palette PNG (object numbers) instead.
 
     Args:
         run: the run's folder.
         images: image files, or folders of them.
-        out: the folder to write `<name>.png` and `<name>.overlay.jpg`, or `<name>.json`, into; earlier predictions are
-            replaced.
+        out: the folder to write `<name>.png`, `.json`, `.xml` and `.overlay.jpg` into; earlier ones are replaced.
         inference: scales, flip, sliding window, output stride and CRF of a segmenter; one plain pass unless given.
+        least_score: of a detector's objects that are drawn and written as labels.
         hardware: where to compute, and how precisely.
 
     Returns:
         `images`: for each file its `mask`, `overlay` and the share of each predicted class in percent; of a classifier
-        the predicted `tags`, the probability of each class (`scores`) and the `file` that holds both.
+        the predicted `tags`, the probability of each class (`scores`) and the `file` that holds both; of a detector
+        the `file` with all objects, the `labels`, the `overlay` and the number of sure objects of each class.
 
     Raises:
         UserError: no such run or image, two images of one name, or `out` holds other files of these names.
         BadFile: an image cannot be read; nothing has been written.
     """
-    predictor = Predictor.load(Path(run), hardware or Hardware(), inference)
+    output = load_output(Path(run), hardware or Hardware(), inference, least_score)
     files, out = _image_files(images), Path(out)
-    _refuse_other_files(predictor, out, files)
+    _refuse_other_files(output, out, files)
     for path in watched(files, "checking images", len(files)):
         read_image(path)
     out.mkdir(parents=True, exist_ok=True)
     watch = watched(files, "predicting", len(files))
-    write = _write_tags if predictor.gives_tags else _write_prediction
-    return {"images": [{"image": str(path)} | write(predictor, path, out) for path in watch]}
+    return {"images": [{"image": str(path)} | output.write(path, out) for path in watch]}
 
 
 def annotate(
@@ -130,9 +93,10 @@ def annotate(
     split: str = "train",
     skip_broken: bool = False,
     inference: InferenceOptions | None = None,
+    least_score: float = LEAST_SCORE,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
-    """Predict a split and write images and predicted masks or tags as a new data set in VOC layout.
+    """Predict a split and write images and predicted labels as a new data set in VOC layout.
 
     The images are copied as they are. An unfinished data set is completed when the same call is made again.
 
@@ -143,6 +107,7 @@ def annotate(
         split: the split to annotate; the new data set has a split of the same name.
         skip_broken: leave out images that cannot be read instead of stopping.
         inference: scales, flip, sliding window, output stride and CRF of a segmenter; one plain pass unless given.
+        least_score: of a detector's objects that are drawn and written as labels.
         hardware: where to compute, and how precisely.
 
     Returns:
@@ -152,26 +117,29 @@ def annotate(
         UserError: no such run, data set or split, or `out` holds something else.
     """
     inference = inference or InferenceOptions()
-    predictor = Predictor.load(Path(run), hardware or Hardware(), inference)
+    output = load_output(Path(run), hardware or Hardware(), inference, least_score)
     dataset = datasets.open(Path(data))
     origin = {
         "model": str(Path(run).resolve()),
         "weights": _digest(Path(run) / WEIGHTS),
         "data": str(dataset.root.resolve()),
         "split": split,
-        "precision": predictor.precision,
+        "precision": output.precision,
         "inference": str(inference),
         # The numbers as well: they may come from a file, whose name says nothing of its content.
-        "crf": str(predictor.crf),
+        "crf": str(_crf(output.method)),
+        "least_score": least_score,
     }
     _refuse_other_data(Path(out), origin)
     ids = dataset.ids(split)
     broken = broken_ids(dataset, dict.fromkeys(ids, frozenset()), skip_broken)
     kept = usable(ids, broken, f"split '{split}' of {data}")
-    annotated = _started(Path(out), predictor.method, origin)
-    missing = _unfinished(predictor, annotated, kept)
+    annotated = _started(Path(out), output.method, origin)
+    missing = _unfinished(output, annotated, kept)
     for id in watched(missing, "annotating", len(missing)):
-        _annotate(predictor, dataset, id, annotated)
+        sample = dataset.read(id)
+        annotated.copy_image(id, dataset.image_file(id))
+        annotated.write(output.labels(sample))
     annotated.write_split(split, kept)
     return {"images": len(kept), "skipped": sorted(broken), "out": str(out)}
 
@@ -213,53 +181,19 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _refuse_other_files(predictor: Predictor, out: Path, images: Sequence[Path]) -> None:
+def _refuse_other_files(output: Output, out: Path, images: Sequence[Path]) -> None:
     """Refuse to replace a file that is no earlier prediction, such as an image or a true mask."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     for path in images:
-        file, overlay_file = _outputs(out, path)
-        predicted = overlay_file.exists()
-        if predictor.gives_tags:
-            file = _tag_file(out, path)
-            predicted = file.exists() and {"tags", "scores"} <= read_json(file).keys()
-        if file.exists() and not predicted:
-            raise UserError(f"--out {out}: holds {file.name}, which is no prediction; name another folder")
+        for file in output.files(out, path):
+            if file.exists() and not output.is_prediction(out, path):
+                raise UserError(f"--out {out}: holds {file.name}, which is no prediction; name another folder")
 
 
-def _tag_file(out: Path, image: Path) -> Path:
-    return out / f"{image.stem}.json"
-
-
-def _outputs(out: Path, image: Path) -> tuple[Path, Path]:
-    return out / f"{image.stem}.png", out / f"{image.stem}.overlay.jpg"
-
-
-def _write_prediction(predictor: Predictor, path: Path, out: Path) -> dict[str, Any]:
-    classes = predictor.method.classes
-    image = read_image(path)
-    mask = predictor.mask(image)
-    mask_file, overlay_file = _outputs(out, path)
-    picture = overlay(image.numpy(), mask, classes.palette, background=classes.background)
-    # The overlay comes first: it tells a later call that the mask is a prediction.
-    with atomic_file(overlay_file) as file:
-        picture.save(file, format="JPEG", quality=90)
-    write_mask(mask_file, torch.from_numpy(mask), classes)
-    counts = np.bincount(mask.ravel(), minlength=len(classes))
-    shares = {classes.names[number]: round(100 * counts[number] / mask.size, 2) for number in counts.nonzero()[0]}
-    return {"mask": str(mask_file), "overlay": str(overlay_file), "classes": shares}
-
-
-def _write_tags(predictor: Predictor, path: Path, out: Path) -> dict[str, Any]:
-    scores, tags = predictor.tags(read_image(path))
-    names = predictor.method.classes.names
-    said = {
-        "tags": [name for name, tag in zip(names, tags.tolist(), strict=True) if tag],
-        "scores": {name: round(value, 6) for name, value in scores.items()},
-    }
-    file = _tag_file(out, path)
-    atomic_write(file, json.dumps({"image": path.name, **said}, indent=2))
-    return said | {"file": str(file)}
+def _crf(method: Method) -> CRFParameters | None:
+    """The CRF over a method's predictions, if there is one."""
+    return method.inference.crf if isinstance(method, SegmentationMethod) else None
 
 
 def _refuse_other_data(out: Path, origin: Mapping[str, Any]) -> None:
@@ -275,21 +209,11 @@ def _started(out: Path, method: Method, origin: Mapping[str, Any]) -> VOC:
     return annotated
 
 
-def _unfinished(predictor: Predictor, annotated: VOC, ids: Sequence[str]) -> list[str]:
+def _unfinished(output: Output, annotated: VOC, ids: Sequence[str]) -> list[str]:
     """The images that are still to be predicted; of tags, which lie in lists of the whole split, all or none."""
-    done = annotated.having(Kind.TAGS if predictor.gives_tags else Kind.MASKS, ids)
+    done = annotated.having(output.kind, ids)
     missing = [id for id in ids if id not in done]
-    return list(ids) if predictor.gives_tags and missing else missing
-
-
-def _annotate(predictor: Predictor, dataset: DataSet, id: str, annotated: VOC) -> None:
-    sample = dataset.read(id)
-    annotated.copy_image(id, dataset.image_file(id))
-    if predictor.gives_tags:
-        annotated.write(replace(sample, tags=predictor.tags(sample.image)[1]))
-        return
-    mask = tv_tensors.Mask(torch.from_numpy(predictor.mask(sample.image)))
-    annotated.write(replace(sample, mask=mask))
+    return list(ids) if output.kind is Kind.TAGS and missing else missing
 
 
 def _digest(path: Path) -> str:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ from labelwise.errors import UserError, require_at_least
 from labelwise.hardware import Hardware, process_rank
 from labelwise.method import Method, MethodConfig, NonFiniteLoss
 from labelwise.monitoring import PseudoLabelMonitor, monitored_ids
-from labelwise.progress import console
+from labelwise.progress import console, watched
 from labelwise.reports.pseudo_labels_page import PSEUDO_LABELS_PICTURE
 from labelwise.reports.run_page import read_metrics, write_run_report
 from labelwise.runs import Run, read_json
@@ -230,8 +230,9 @@ def _fit(
         hardware=hardware,
         monitor=PseudoLabelMonitor(material.dataset, monitored, run.folder) if monitored else None,
     )
+    learner.prepare(_Labeled(material, "preparing"))
     trainer = training.run()
-    learner.complete(_Labeled(material), _scratch(run.folder))
+    learner.complete(_Labeled(material, "completing"), _scratch(run.folder))
     shutil.rmtree(_scratch(run.folder), ignore_errors=True)
     return score(learner, material.dataset, material.validation, trainer) if material.validation else {}
 
@@ -239,11 +240,14 @@ def _fit(
 class _Labeled(Sequence[Sample]):
     """The labelled training images, each read when it is asked for."""
 
-    def __init__(self, material: Material) -> None:
-        self.material, self.ids = material, material.sources["labeled"]
+    def __init__(self, material: Material, purpose: str) -> None:
+        self.material, self.ids, self.purpose = material, material.sources["labeled"], purpose
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.material.read, watched(self.ids, self.purpose, len(self.ids)))
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
