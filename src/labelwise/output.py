@@ -27,6 +27,7 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
         print_json(result)
         return
     scores = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    scores |= {f"boxes.{key}": value for key, value in result.get("boxes", {}).items() if isinstance(value, float)}
     scores["skipped"] = len(result.get("skipped", ()))
     print_rows(
         [{"": key, "value": f"{value:.2f}" if isinstance(value, float) else value} for key, value in scores.items()]
@@ -37,6 +38,9 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
             print_rows(
                 [{"class": name, title: "absent" if value is None else f"{value:.1f}"} for name, value in values]
             )
+    for title, values_of in (("AP^r", result.get("map_r")), ("recall", result.get("proposals", {}).get("recall"))):
+        if values_of:
+            print_rows([{title: name} | _written(values) for name, values in values_of.items()])
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -104,6 +108,10 @@ def print_reproduction(reproduction: dict[str, Any]) -> None:
         console.print(NO_GAP if share is None else f"share of the gap to the ceiling: {share_text(share)}")
     console.print(f"verdict: {reproduction['verdict']}", style="bold")
     console.print(f"{verdict_reason(reproduction)}\nreport with charts: {reproduction['report']}")
+
+
+def _written(values: dict[str, float]) -> dict[str, str]:
+    return {key: f"{value:.1f}" for key, value in values.items()}
 
 
 def _kinds_of(split: str, summary: dict[str, Any]) -> dict[str, int]:

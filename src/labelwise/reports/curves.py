@@ -70,6 +70,8 @@ def line_chart(
     errors: Mapping[str, Sequence[float | None]] | None = None,
     ticks: Mapping[float, str] | None = None,
     log_x: bool = False,
+    xlim: tuple[float, float] | None = None,
+    ylim: tuple[float, float] | None = None,
 ) -> str:
     """Curves over a common axis.
 
@@ -83,6 +85,8 @@ def line_chart(
         ticks: place on the x axis -> its text, instead of round numbers; a text that its right neighbour leaves no room
             for is not written.
         log_x: draw a logarithmic x axis; every x must then be above zero.
+        xlim: the ends of the x axis, instead of those of the data.
+        ylim: the ends of the y axis, instead of those of the data.
 
     Returns:
         an `<svg>` element.
@@ -115,6 +119,7 @@ def line_chart(
                 axes.fill_between(x, *bands[name], color=look["color"], alpha=0.16, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
         axes.autoscale_view()
+        axes.set(xlim=xlim or axes.get_xlim(), ylim=ylim or axes.get_ylim())
         axes.grid(True)
         if ticks:
             _set_ticks(axes, ticks)

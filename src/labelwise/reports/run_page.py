@@ -16,6 +16,7 @@ from PIL import Image
 
 from labelwise.errors import BadFile, Problem
 from labelwise.reports.curves import Curve, line_chart
+from labelwise.reports.detection_page import detection_section
 from labelwise.reports.page import count, duration, flattened, is_number, memory, render, score, write_text
 from labelwise.reports.pictures import png_data_uri
 from labelwise.reports.pseudo_labels_page import (
@@ -35,6 +36,14 @@ SCORE_NAMES = {
     "miou_ensemble": "mean IoU of both networks",
     "map": "mean average precision",
     "best_map": "best mean average precision on the way",
+    "map_voc07": "mean AP at 11 recalls",
+    "map_area": "mean AP as area",
+    "map_70": "mean AP at an overlap of 0.7",
+    "coco_ap": "COCO AP",
+    "coco_ap50": "COCO AP at 0.5",
+    "coco_ap75": "COCO AP at 0.75",
+    "corloc": "mean CorLoc",
+    "corloc_of_classes": "CorLoc",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "pixel_accuracy": "pixel accuracy",
@@ -93,6 +102,7 @@ def write_run_report(folder: Path) -> Path:
         charts=_charts({name: curve for name, curve in curves.items() if not is_pseudo_label_column(name)}),
         pseudo_labels=pseudo_labels_section(curves, _total_steps(status, curves), _chart),
         pseudo_label_picture=picture_content(sheet) if sheet else None,
+        detection=detection_section(results, SCORE_NAMES),
         columns=columns,
         classes=classes,
         has_absent=any(None in row["values"] for row in classes),

@@ -102,12 +102,7 @@ class DetectionMethod(OptimizedMethod):
         Raises:
             UserError: a label is the background.
         """
-        table = torch.full((len(self.classes),), -1, dtype=torch.int64, device=labels.device)
-        table[list(self.classes.objects)] = torch.arange(len(self.classes.objects), device=labels.device)
-        columns = table[labels]
-        if bool((columns < 0).any()):
-            raise UserError("a box is labelled as background; correct its class")
-        return columns
+        return object_columns(self.classes, labels)
 
     def class_numbers(self, columns: Tensor) -> Tensor:
         """Positions among `object_names` [N] -> class numbers, [N] int64; the inverse of `columns`."""
@@ -223,3 +218,17 @@ class DetectionMethod(OptimizedMethod):
         for name, value in self.results["ap"].items():
             if value is not None:
                 self.log(f"val/ap/{name}", value, rank_zero_only=True)
+
+
+def object_columns(classes: Classes, labels: Tensor) -> Tensor:
+    """Class numbers [N] -> positions among the classes of objects, [N] int64.
+
+    Raises:
+        UserError: a label is the background.
+    """
+    table = torch.full((len(classes),), -1, dtype=torch.int64, device=labels.device)
+    table[list(classes.objects)] = torch.arange(len(classes.objects), device=labels.device)
+    columns = table[labels]
+    if bool((columns < 0).any()):
+        raise UserError("a box is labelled as background; correct its class")
+    return columns

@@ -50,7 +50,7 @@ class InstanceMethod(DetectionMethod):
         void = None if batch.mask is None else batch.mask[0] == IGNORE_INDEX
         place = self.place(batch_idx)
         found = self.by_column(self.detect(sample))
-        self.shape_scores.update(place, found, instances, labels, void)
+        self.shape_scores.update(place, found, instances, labels, void, hulls=self.thorough)
         self.scores.update(place, found, boxes_of(instances), labels, torch.zeros_like(labels, dtype=torch.bool))
 
     def on_validation_epoch_end(self) -> None:
