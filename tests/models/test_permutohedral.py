@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from itertools import product
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -171,15 +170,6 @@ def test_a_forked_process_makes_threads_of_its_own(threads: None) -> None:
     if not child:
         os._exit(0 if permutohedral._map(abs, [-1, 2]) == [1, 2] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_where_nothing_can_be_written_it_compiles_for_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "/dev/null/nowhere")
-    assert permutohedral_kernels._compiled(_twice)(2) == 4
-
-
-def _twice(x: int) -> int:
-    return 2 * x
 
 
 def test_a_spread_that_cannot_be_numbered_is_refused() -> None:

@@ -6,12 +6,10 @@ reorder a sum: the result has the same bits for any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from labelwise.models.compiled import compiled
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -20,15 +18,7 @@ Keys = NDArray[np.int64]
 _SOFTMAX_ROWS = 64
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile without the interpreter's lock; the result is kept on disk where there is a place to write to."""
-    try:
-        return numba.njit(function, nogil=True, error_model="numpy", cache=True)
-    except RuntimeError:
-        return numba.njit(function, nogil=True, error_model="numpy")
-
-
-@_compiled
+@compiled
 def embed_points(
     first: int, last: int, points: Floats, scale: Floats, low: Keys, radices: Keys, numbers: Keys, weights: Floats
 ) -> None:
@@ -86,7 +76,7 @@ def embed_points(
             number += 1 - radix_of_rank[dimensions - corner]
 
 
-@_compiled
+@compiled
 def _slot(number: int, keys: Keys) -> int:
     """Where a table holds a number, or the free place where it belongs."""
     mixed = np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)
@@ -96,7 +86,7 @@ def _slot(number: int, keys: Keys) -> int:
     return int(slot)
 
 
-@_compiled
+@compiled
 def insert_numbers(
     wanted: Keys, keys: Keys, places: Integers, numbers: Keys, count: int, result: Integers, period: int
 ) -> int:
@@ -116,7 +106,7 @@ def insert_numbers(
     return count
 
 
-@_compiled
+@compiled
 def find_chains(
     numbers: Keys, from_zero: int, from_other: int, modulus: int, keys: Keys, places: Integers
 ) -> tuple[Integers, Integers]:
@@ -154,7 +144,7 @@ def find_chains(
     return order, starts
 
 
-@_compiled
+@compiled
 def group_members(groups: Integers, count: int) -> tuple[Integers, Integers]:
     """The members of each group, group by group in ascending order, and where each group starts."""
     starts = np.zeros(count + 1, np.int32)
@@ -171,7 +161,7 @@ def group_members(groups: Integers, count: int) -> tuple[Integers, Integers]:
     return starts, members
 
 
-@_compiled
+@compiled
 def splat(
     first: int, last: int, starts: Integers, points: Integers, weights: Floats, rows: Floats, lattice: Floats
 ) -> None:
@@ -186,7 +176,7 @@ def splat(
                 lattice[vertex, channel] += weight * rows[point, channel]
 
 
-@_compiled
+@compiled
 def blur(first: int, last: int, order: Integers, starts: Integers, lattice: Floats) -> None:
     """Add to every vertex half of its two neighbors' old values, along the chains of one axis."""
     channels = lattice.shape[1]
@@ -206,7 +196,7 @@ def blur(first: int, last: int, order: Integers, starts: Integers, lattice: Floa
             lattice[vertex, channel] += np.float32(0.5) * previous[channel]
 
 
-@_compiled
+@compiled
 def interpolate(
     first: int, last: int, base: Floats, corners: Integers, weights: Floats, lattice: Floats, result: Floats
 ) -> None:
@@ -221,7 +211,7 @@ def interpolate(
                 result[point, channel] += weight * lattice[vertex, channel]
 
 
-@_compiled
+@compiled
 def softmax_rows(first: int, last: int, logits: Floats, result: Floats) -> None:
     """The softmax of every row; exponentials below 1e-36 are 0."""
     labels = logits.shape[1]
@@ -245,7 +235,7 @@ def softmax_rows(first: int, last: int, logits: Floats, result: Floats) -> None:
                 result[row, label] *= scale
 
 
-@_compiled
+@compiled
 def _exp(x: np.float32) -> np.float32:
     """exp(x) of a float32 x <= 0; unlike the library's, the compiler makes vectors of it."""
     clipped = max(x, np.float32(-85))

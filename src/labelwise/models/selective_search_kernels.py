@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from labelwise.models.compiled import compiled
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -21,15 +19,7 @@ _DEAD = -1.0
 """The similarity of an edge whose ends have become one region, or that another edge stands for."""
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile without the interpreter's lock; the result is kept on disk where there is a place to write to."""
-    try:
-        return numba.njit(function, nogil=True, error_model="numpy", cache=True)
-    except RuntimeError:
-        return numba.njit(function, nogil=True, error_model="numpy")
-
-
-@_compiled
+@compiled
 def pixel_edges(image: Floats) -> tuple[Integers, Integers, Floats]:
     """The edges of the 8-neighbourhood of an image [H, W, C]: both pixels, and the Euclidean distance of their colours.
 
@@ -58,7 +48,7 @@ def pixel_edges(image: Floats) -> tuple[Integers, Integers, Floats]:
     return first[:count], second[:count], weights[:count]
 
 
-@_compiled
+@compiled
 def ascending(keys: Words) -> Integers:
     """The stable ascending order of numbers, by their digits; the bits of float32 numbers >= 0 have the same order."""
     count = len(keys)
@@ -79,7 +69,7 @@ def ascending(keys: Words) -> Integers:
     return order
 
 
-@_compiled
+@compiled
 def join_pixels(
     first: Integers, second: Integers, weights: Floats, pixels: int, scale: float, min_size: int
 ) -> Integers:
@@ -104,7 +94,7 @@ def join_pixels(
     return _numbered(roots)
 
 
-@_compiled
+@compiled
 def _root(roots: Integers, pixel: int) -> int:
     while roots[pixel] != pixel:
         roots[pixel] = roots[roots[pixel]]
@@ -112,7 +102,7 @@ def _root(roots: Integers, pixel: int) -> int:
     return pixel
 
 
-@_compiled
+@compiled
 def _join(roots: Integers, sizes: Integers, one: int, two: int) -> int:
     """Make one component of two roots; the root of it."""
     if sizes[one] < sizes[two]:
@@ -122,7 +112,7 @@ def _join(roots: Integers, sizes: Integers, one: int, two: int) -> int:
     return one
 
 
-@_compiled
+@compiled
 def _numbered(roots: Integers) -> Integers:
     numbers = np.full(len(roots), -1, np.int32)
     labels = np.empty(len(roots), np.int32)
@@ -136,7 +126,7 @@ def _numbered(roots: Integers) -> Integers:
     return labels
 
 
-@_compiled
+@compiled
 def touching(labels: Integers) -> NDArray[np.int64]:
     """`smaller * count + larger` of the labels of neighbouring pixels, as often as they meet; 8-neighbourhood."""
     height, width = labels.shape
@@ -157,7 +147,7 @@ def touching(labels: Integers) -> NDArray[np.int64]:
     return found[:places]
 
 
-@_compiled
+@compiled
 def count_regions(labels: Integers, bins: Bytes, regions: int, ends: int) -> tuple[Integers, Integers, Integers]:
     """Sizes [n], half-open boxes [n, 4] and counts [n, ends] of the bins of each region's pixels.
 
@@ -187,7 +177,7 @@ def count_regions(labels: Integers, bins: Bytes, regions: int, ends: int) -> tup
     return sizes, boxes, counts
 
 
-@_compiled
+@compiled
 def merge_regions(
     sizes: Integers,
     boxes: Integers,
@@ -261,7 +251,7 @@ def merge_regions(
     return made
 
 
-@_compiled
+@compiled
 def _filled(count: int) -> Integers:
     """-1 for none."""
     values = np.empty(count, np.int32)
@@ -270,13 +260,13 @@ def _filled(count: int) -> Integers:
     return values
 
 
-@_compiled
+@compiled
 def _before(keys: Doubles, one: int, two: int) -> bool:
     """Whether an edge merges before another; of the same similarity, the first."""
     return keys[one] > keys[two] or (keys[one] == keys[two] and one < two)
 
 
-@_compiled
+@compiled
 def _rise(heap: Integers, places: Integers, keys: Doubles, edge: int) -> None:
     """Move an edge up the heap to where it belongs."""
     place = places[edge]
@@ -288,7 +278,7 @@ def _rise(heap: Integers, places: Integers, keys: Doubles, edge: int) -> None:
     places[edge] = place
 
 
-@_compiled
+@compiled
 def _sink(heap: Integers, places: Integers, keys: Doubles, edge: int) -> None:
     """Move an edge down the heap to where it belongs."""
     place = places[edge]
@@ -305,7 +295,7 @@ def _sink(heap: Integers, places: Integers, keys: Doubles, edge: int) -> None:
     places[edge] = place
 
 
-@_compiled
+@compiled
 def _merge(sizes: Integers, boxes: Integers, histograms: Floats, one: int, two: int, made: int) -> None:
     """Describe the union of two regions by their descriptors."""
     sizes[made] = sizes[one] + sizes[two]
@@ -318,7 +308,7 @@ def _merge(sizes: Integers, boxes: Integers, histograms: Floats, one: int, two: 
         boxes[made, side + 2] = max(boxes[one, side + 2], boxes[two, side + 2])
 
 
-@_compiled
+@compiled
 def _similarity(
     sizes: Integers,
     boxes: Integers,
