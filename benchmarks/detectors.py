@@ -41,6 +41,7 @@ class Variant(NamedTuple):
 
     method: str
     options: Mapping[str, Any] = {}
+    preset: str = "small"
 
 
 VARIANTS = {
@@ -49,7 +50,7 @@ VARIANTS = {
     "fast_rcnn": Variant("fast_rcnn"),
     "fast_rcnn-no-regression": Variant("fast_rcnn", {"box_regression": False}),
     "faster_rcnn": Variant("faster_rcnn"),
-    "faster_rcnn-fpn": Variant("faster_rcnn", {"feature_pyramid": True}),
+    "faster_rcnn-fpn": Variant("faster_rcnn", preset="fpn"),
 }
 
 
@@ -59,7 +60,14 @@ def train_variant(name: str, data: Path, out: Path, weights: Path, common: Mappi
     known = option_names(load(variant.method))
     shared = {key: value for key, value in {"backbone_weights": str(weights), **common}.items() if key in known}
     hardware = Hardware(workers=0, precision="32-true")
-    train(variant.method, data=data, preset="small", out=out / name, hardware=hardware, **{**shared, **variant.options})
+    train(
+        variant.method,
+        data=data,
+        preset=variant.preset,
+        out=out / name,
+        hardware=hardware,
+        **{**shared, **variant.options},
+    )
 
 
 def measured(data: Path, out: Path, images: int, repetitions: int) -> list[dict[str, Any]]:
