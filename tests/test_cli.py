@@ -20,12 +20,23 @@ from tests.conftest import Called
 
 Call = Callable[..., Called]
 
-WITHOUT_DEFAULT = {"--out", "--preset", "--labels", "--task", "--option", "--window", "--output-stride", "--crf"}
+WITHOUT_DEFAULT = {
+    "--out",
+    "--preset",
+    "--labels",
+    "--task",
+    "--option",
+    "--window",
+    "--output-stride",
+    "--crf",
+    "--split",
+}
 SWITCHES = {"--help", "--json", "--version"}
 POSITIONAL = {
     "methods": ["NAME"],
     "shapes": ["FOLDER"],
     "inspect": ["DATA"],
+    "convert": ["DATA"],
     "train": ["METHOD"],
     "evaluate": ["RUN"],
     "predict": ["RUN", "IMAGES"],

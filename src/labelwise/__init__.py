@@ -9,6 +9,7 @@ _PUBLIC = {
     "annotate": "labelwise.verbs.predict",
     "catalogue": "labelwise.verbs.catalogue",
     "compare": "labelwise.verbs.compare",
+    "convert": "labelwise.verbs.convert",
     "evaluate": "labelwise.verbs.evaluate",
     "inspect": "labelwise.verbs.inspect",
     "load_model": "labelwise.saved",

@@ -25,6 +25,7 @@ VERBS = {
     "methods": "List the methods, or show one method's card.",
     "shapes": "Write a synthetic data set in VOC layout.",
     "inspect": "Show what labels a data set holds, which files are broken, which methods fit.",
+    "convert": "Write a data set in another layout: VOC, COCO or YOLO.",
     "train": "Train a method on the labels it may see; the same call again continues.",
     "evaluate": "Score a trained model by its task's protocol.",
     "predict": "Predict images: palette PNGs and overlays.",
@@ -34,7 +35,7 @@ VERBS = {
     "report": "Write the HTML page of runs and comparisons anew.",
 }
 _MODULES = {
-    "data": ("methods", "shapes", "inspect"),
+    "data": ("methods", "shapes", "inspect", "convert"),
     "training": ("train",),
     "models": ("evaluate", "predict", "annotate"),
     "experiments": ("compare", "reproduce", "report"),

@@ -55,8 +55,8 @@ def test_a_warm_start_opens_nothing(voc_folder: Path, tmp_path: Path, monkeypatc
     def forbidden(*arguments: object) -> bytes:
         raise AssertionError(f"opened {arguments[0]}")
 
-    for name in ("read_image", "read_annotation"):
-        monkeypatch.setattr(f"labelwise.datasets.{'voc' if name == 'read_image' else 'voc_labels'}.{name}", forbidden)
+    for name in ("voc.read_oriented", "voc_labels.read_annotation"):
+        monkeypatch.setattr(f"labelwise.datasets.{name}", forbidden)
     monkeypatch.setattr(images, "read_bytes", forbidden)
     warm = Index.build(VOC(voc_folder), wanted(voc_folder, BOXES), tmp_path / "cache", forbidden)  # type: ignore[arg-type]
     assert warm.ids == cold.ids and np.array_equal(warm.sizes, cold.sizes)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from labelwise.commands.shared import Flat, Json
+from labelwise.commands.shared import Flat, Json, Several
 from labelwise.output import (
     console,
     print_card,
@@ -91,3 +91,34 @@ def inspect(data: Path, /, *, out: Path | None = None, json: Json = False) -> in
     else:
         print_inspection(summary)
     return 2 if summary["problems"] else 0
+
+
+def convert(
+    data: Path,
+    /,
+    *,
+    to: Literal["voc", "coco", "yolo"],
+    out: Path,
+    split: Annotated[tuple[str, ...], Several] = (),
+    json: Json = False,
+) -> None:
+    """Write a data set in another layout, with a note for everything that the layout cannot hold.
+
+    Parameters
+    ----------
+    data
+        the data set's folder
+    to
+        the layout to write
+    out
+        the new data set's folder; must be empty or not exist
+    split
+        only these splits; all of them unless given
+    """
+    from labelwise.verbs.convert import convert as write
+
+    result = write(data, to=to, out=out, splits=split)
+    if json:
+        print_json(result)
+    else:
+        console.print(f"{result['images']} images in {to.upper()} layout in {out}")

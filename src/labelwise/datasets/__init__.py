@@ -21,8 +21,10 @@ def open(path: Path | str) -> DataSet:
     """
     from labelwise.datasets.camvid import CamVid
     from labelwise.datasets.cityscapes import Cityscapes
+    from labelwise.datasets.coco import COCO
     from labelwise.datasets.folders import Folders
     from labelwise.datasets.voc import VOC
+    from labelwise.datasets.yolo import YOLO
 
     path = Path(path)
     if not path.exists():
@@ -35,10 +37,16 @@ def open(path: Path | str) -> DataSet:
         return CamVid(path)
     if Cityscapes.recognises(path):
         return Cityscapes(path)
+    # Both have folders that plain images and masks could have as well.
+    if COCO.recognises(path):
+        return COCO(path)
+    if YOLO.recognises(path):
+        return YOLO(path)
     if Folders.recognises(path):
         return Folders(path)
     raise UserError(
         f"{path}: not a known layout; looked for JPEGImages or VOC20xx/JPEGImages (VOC), train and trainannot "
-        "(CamVid), leftImg8bit and gtFine (Cityscapes), and images, train/images or images/train with masks beside "
-        "them (folders)"
+        "(CamVid), leftImg8bit and gtFine (Cityscapes), annotations/instances_<split>.json or "
+        "<split>/_annotations.coco.json (COCO), data.yaml or labels with text files (YOLO), and images, train/images "
+        "or images/train with masks beside them (folders)"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import islice
@@ -18,11 +17,7 @@ from labelwise.datasets.images import (
     IMAGE_SUFFIXES,
     checked_mask,
     encode_mask,
-    is_turned,
-    read_bytes,
-    read_image,
     read_oriented,
-    write_image,
 )
 from labelwise.datasets.listing import (
     CLASSES_FILE,
@@ -35,6 +30,7 @@ from labelwise.datasets.listing import (
 )
 from labelwise.datasets.voc_labels import Labels, format_points, read_tag_list
 from labelwise.datasets.voc_xml import format_annotation, read_annotation
+from labelwise.datasets.writing import file_name, put_image, take_image
 from labelwise.errors import BadFile, Problem, UserError
 from labelwise.files import atomic_write
 from labelwise.samples import IGNORE_INDEX, Kind, Sample
@@ -252,9 +248,9 @@ class VOC(DataSet):
             ValueError: a label is out of range, or a box is inverted or outside the image.
             OSError: the disk is full or may not be written to; no file is left in part.
         """
-        id = _file_name(sample.id)
+        id = file_name(sample.id)
         if id not in self._names(_IMAGES):
-            self._put_image(id, sample.image)
+            self._names(_IMAGES)[id] = put_image(self.root / _IMAGES, id, sample.image)
         self._write_masks(sample)
         if sample.boxes is not None:
             self._put(_ANNOTATIONS, id, ".xml", self._annotation(sample))
@@ -273,13 +269,7 @@ class VOC(DataSet):
         Raises:
             BadFile: the source is missing, damaged, or not an image's name.
         """
-        if source.suffix.lower() not in IMAGE_SUFFIXES:
-            raise BadFile(Problem(source, "it does not end like an image", f"use one of {', '.join(IMAGE_SUFFIXES)}"))
-        if is_turned(source):
-            # Labels would not tell whether they are turned as well.
-            self._put_image(id, read_image(source))
-        else:
-            self._put(_IMAGES, _file_name(id), source.suffix, read_bytes(source))
+        self._names(_IMAGES)[id] = take_image(self.root / _IMAGES, id, source, self._durable)
 
     def write_split(self, name: str, ids: Sequence[str]) -> None:
         """Write a split's id lists, and its tag lists if tags were written for all of its images.
@@ -297,7 +287,7 @@ class VOC(DataSet):
         folder, _, name = name.rpartition("/")
         content = "".join(f"{id}\n" for id in unique(ids)).encode()
         for kind in (folder,) if folder in _LISTS else _LISTS:
-            self._put(f"ImageSets/{kind}", _file_name(name), ".txt", content)
+            self._put(f"ImageSets/{kind}", file_name(name), ".txt", content)
         if ids and all(id in self._written_tags for id in ids):
             self._write_tag_lists(name, unique(ids))
         self._forget_tag_lists()
@@ -396,7 +386,7 @@ class VOC(DataSet):
         tags = torch.stack([self._written_tags[id] for id in ids])
         for number in self.classes.objects:
             lines = [f"{id} {values[tag]}\n" for id, tag in zip(ids, tags[:, number].tolist(), strict=True)]
-            name = _file_name(f"{self.classes.names[number]}_{split}")
+            name = file_name(f"{self.classes.names[number]}_{split}")
             self._put("ImageSets/Main", name, ".txt", "".join(lines).encode())
 
     def _forget_tag_lists(self) -> None:
@@ -432,11 +422,6 @@ class VOC(DataSet):
             segmented=sample.mask is not None or sample.instances is not None,
         )
 
-    def _put_image(self, id: str, image: Tensor) -> None:
-        path = self._room(_IMAGES) / f"{_file_name(id)}.jpg"
-        write_image(path, image)
-        self._names(_IMAGES)[id] = path.name
-
     def _put(self, folder: str, id: str, suffix: str, content: bytes) -> None:
         atomic_write(self._room(folder) / f"{id}{suffix}", content, durable=self._durable)
         self._names(folder)[id] = f"{id}{suffix}"
@@ -457,14 +442,3 @@ def _years(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     return sorted(child for child in path.glob("VOC*") if (child / _IMAGES).is_dir())
-
-
-def _file_name(name: str) -> str:
-    """The name, if it can be a file's on every system.
-
-    Raises:
-        UserError: it is empty, starts with a dot, or has a separator or a control character.
-    """
-    if not name or name.startswith(".") or any(char in "/\\:\0\n\r\t" for char in name) or len(os.fsencode(name)) > 240:
-        raise UserError(f"'{name}' cannot be a file's name; use an id without /, \\ and : that starts with no dot")
-    return name
