@@ -62,3 +62,9 @@ def test_sizes_are_those_of_the_images(sizes: list[tuple[int, int]]) -> None:
     batch = collate([Views(sample=sample(*size)) for size in sizes])
     assert batch.sizes == sizes
     assert batch.image.shape[-2:] == (max(height for height, _ in sizes), max(width for _, width in sizes))
+
+
+def test_targets_are_those_of_each_view() -> None:
+    views = [Views(sample=sample(2, 2 + wider), targets={"radii": torch.ones(wider)}) for wider in (0, 1)]
+    batch = collate(views)
+    assert [len(each) for each in batch.targets["radii"]] == [0, 1]

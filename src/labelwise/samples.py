@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -78,7 +78,7 @@ class Sample:
 
     def transformed(self, transform: Callable[[dict[str, Any]], dict[str, Any]]) -> Sample:
         """Apply a `torchvision.transforms.v2` transform jointly to the image and every label."""
-        content = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "id"}
+        content = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "id"}
         present = {name: value for name, value in content.items() if value is not None}
         return replace(self, **transform(present))
 
@@ -110,6 +110,8 @@ class Batch:
     points: list[Tensor] | None = None
     point_labels: list[Tensor] | None = None
     captions: list[tuple[str, ...]] | None = None
+    targets: dict[str, list[Tensor]] = field(default_factory=dict)
+    "as of `Views`, one tensor per image"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,6 +134,8 @@ class Views:
     padding: Tensor | None = None
     "[H, W] bool"
     strong: tuple[Tensor, ...] = ()
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    "what a method computes of the sample for its own losses, where that takes long enough to be a loader's work"
 
 
 _STACKED = ("mask", "tags")
@@ -162,6 +166,7 @@ def collate(views: Sequence[Views]) -> Batch:
         ids=tuple(sample.id for sample in samples),
         image=torch.stack([sample.image.as_subclass(Tensor) for sample in samples]),
         strong=tuple(torch.stack(view) for view in zip(*(view.strong for view in views), strict=True)),
+        targets={name: [view.targets[name] for view in views] for name in views[0].targets},
         padding=_stack([view.padding for view in views]),
         **stacked,
         **listed,
@@ -190,6 +195,7 @@ def _filled_up(view: Views, height: int, width: int) -> Views:
         ),
         padding=pad(padding, missing, value=True),
         strong=tuple(pad(view, missing) for view in view.strong),
+        targets=view.targets,
     )
 
 

@@ -19,7 +19,7 @@ from labelwise.errors import UserError
 from labelwise.hardware import Hardware
 from labelwise.methods.instances.ese_seg import SBD_OFFSET, ESESeg, Shapes, center_targets, shape_loss
 from labelwise.models.yolo_v3 import Predictions, YoloV3, yolo_targets
-from labelwise.samples import Batch, Kind, Sample, Views, collate
+from labelwise.samples import Batch, Kind, Sample, collate
 from labelwise.verbs.train import train
 from tests.tiny_runs import MACHINE, cut, outcome
 
@@ -77,7 +77,7 @@ def test_shapes_are_encoded_after_the_image_was_stretched() -> None:
     ese_seg = method(expand=0.0, train_sizes=(128,))
     # On the image a circle, in the square an upright ellipse of 80 x 36 times a factor.
     circle = sample(ellipse(60, 90, 40, 30, 20, 20))
-    shapes = ese_seg.encoded(batch_of(ese_seg, circle), 128)
+    shapes = ese_seg.shapes_of(batch_of(ese_seg, circle), 128)
     width, height = (shapes.boxes[0, 2:] - shapes.boxes[0, :2]).tolist()
     assert width == pytest.approx(40 * 128 / 90, abs=2)
     assert height == pytest.approx(40 * 128 / 60, abs=2)
@@ -96,7 +96,7 @@ def test_a_flipped_view_has_flipped_shapes() -> None:
     found = {}
     for seed in range(8):
         torch.manual_seed(seed)
-        shapes = ese_seg.encoded(collate([ese_seg.labeled_view(sample(corner))]), 64)
+        shapes = ese_seg.shapes_of(collate([ese_seg.labeled_view(sample(corner))]), 64)
         found[bool(shapes.boxes[0, 0] > 10)] = shapes
     plain, flipped = found[False], found[True]
     assert torch.equal(flipped.boxes[0, [0, 2]], 64 - plain.boxes[0, [2, 0]])
@@ -108,7 +108,7 @@ def test_a_flipped_view_has_flipped_shapes() -> None:
 def test_the_inputs_size_scales_places_and_leaves_coefficients_alone() -> None:
     ese_seg = method()
     batch = batch_of(ese_seg, two_objects(), two_objects())
-    large, small = ese_seg.encoded(batch, 64), ese_seg.encoded(batch, 48)
+    large, small = ese_seg.shapes_of(batch, 64), ese_seg.shapes_of(batch, 48)
     assert torch.equal(large.coefficients, small.coefficients)
     torch.testing.assert_close(small.boxes, large.boxes * 0.75)
     torch.testing.assert_close(small.centers, large.centers * 0.75)
@@ -133,12 +133,18 @@ def test_the_size_of_a_step_follows_from_its_number() -> None:
 
 
 def test_views_have_the_largest_size_and_only_what_is_learned() -> None:
-    view = method().labeled_view(replace(two_objects(), tags=torch.ones(4, dtype=torch.uint8))).sample
+    views = method().labeled_view(replace(two_objects(), tags=torch.ones(4, dtype=torch.uint8)))
+    view = views.sample
     assert view.image.shape == (3, 64, 64)
     assert view.image.dtype == torch.uint8
     assert view.tags is None
-    assert view.instances is not None
-    assert view.instances.shape[1:] == (64, 64)
+    assert view.instances is None
+    assert {name: tuple(value.shape) for name, value in views.targets.items()} == {
+        "boxes": (2, 4),
+        "labels": (2,),
+        "centers": (2, 2),
+        "coefficients": (2, 18),
+    }
 
 
 # -------------------------------------------------------------------- losses
@@ -146,7 +152,7 @@ def test_views_have_the_largest_size_and_only_what_is_learned() -> None:
 
 def one_shape() -> tuple[Predictions, Shapes, Any, Any]:
     ese_seg = method()
-    shapes = ese_seg.encoded(batch_of(ese_seg, sample(ellipse(60, 90, 40, 30, 20, 25))), 64)
+    shapes = ese_seg.shapes_of(batch_of(ese_seg, sample(ellipse(60, 90, 40, 30, 20, 25))), 64)
     grids = ese_seg.network.yolo.grids((64, 64))
     targets = yolo_targets(shapes.boxes, shapes.images, grids)
     count = len(grids.corners)
@@ -279,7 +285,7 @@ class Oracle(YoloV3):
 
 def taught(ese_seg: ESESeg, shown: Sample) -> ESESeg:
     """A network that says exactly what it should learn of an image."""
-    shapes = ese_seg.encoded(collate([Views(sample=shown.transformed(ese_seg.geometric()))]), 64)
+    shapes = ese_seg.shapes_of(collate([ese_seg.labeled_view(shown)]), 64)
     yolo, codec = ese_seg.network.yolo, ese_seg.network.codec
     grids = yolo.grids((64, 64))
     targets = yolo_targets(shapes.boxes, shapes.images, grids)

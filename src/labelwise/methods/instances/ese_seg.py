@@ -278,8 +278,12 @@ class ESESeg(InstanceMethod):
     # --------------------------------------------------------------- training
 
     def labeled_view(self, sample: Sample) -> Views:
-        """The image with its shapes: other colors, stretched to the largest training size, flipped or not."""
-        return Views(sample=without_vanished(_with_shapes(sample).transformed(self.geometric())))
+        """The image with other colors, stretched to the largest training size, flipped or not; and its shapes, encoded.
+
+        They are encoded after all geometry, by a loader: it takes milliseconds for each.
+        """
+        seen = without_vanished(_with_shapes(sample).transformed(self.geometric()))
+        return Views(sample=Sample(id=seen.id, image=seen.image), targets=self.encoded(seen))
 
     def prepare(self, samples: Sequence[Sample]) -> None:
         """Measure the coefficients' mean and spread on the first training images, if they are to be measured.
@@ -314,7 +318,7 @@ class ESESeg(InstanceMethod):
         image = labeled.image
         if side != image.shape[-1]:
             image = resize(image, [side, side], antialias=True)
-        shapes = self.encoded(labeled, side)
+        shapes = self.shapes_of(labeled, side)
         predictions = yolo.split(self.network(self.normalize(image)))
         grids = yolo.grids((side, side))
         targets = yolo_targets(shapes.boxes, shapes.images, grids)
@@ -332,21 +336,23 @@ class ESESeg(InstanceMethod):
         block = torch.Generator().manual_seed(self.global_step // self.config.resize_every)
         return sides[int(torch.randint(len(sides), (), generator=block))]
 
-    def encoded(self, labeled: Batch, side: int) -> Shapes:
-        """The shapes of a batch in pixels of a square input of this side.
+    def encoded(self, sample: Sample) -> dict[str, Tensor]:
+        """The shapes of an image by the names of `Shapes`, in its pixels."""
+        masks, labels = require_instances(sample)
+        boxes, centers, coefficients = self.described(masks)
+        return {"boxes": boxes, "labels": self.columns(labels), "centers": centers, "coefficients": coefficients}
 
-        They are encoded here, after all geometry; the uniform scaling to the step's size leaves coefficients alone.
-        """
-        assert labeled.instances is not None and labeled.instance_labels is not None
+    def shapes_of(self, labeled: Batch, side: int) -> Shapes:
+        """The shapes of a batch in pixels of a square input of this side; uniform scaling keeps their coefficients."""
         device, scale = labeled.image.device, side / labeled.image.shape[-1]
-        counts = torch.tensor([len(each) for each in labeled.instances], device=device)
-        boxes, centers, coefficients = self.described(torch.cat(labeled.instances))
+        counts = torch.tensor([len(each) for each in labeled.targets["labels"]], device=device)
+        told = {name: torch.cat(parts) for name, parts in labeled.targets.items()}
         return Shapes(
             images=torch.arange(len(counts), device=device).repeat_interleave(counts),
-            boxes=boxes.to(device) * scale,
-            labels=self.columns(torch.cat(labeled.instance_labels)),
-            centers=centers.to(device) * scale,
-            coefficients=coefficients.to(device),
+            boxes=told["boxes"] * scale,
+            labels=told["labels"],
+            centers=told["centers"] * scale,
+            coefficients=told["coefficients"],
         )
 
     def described(self, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
