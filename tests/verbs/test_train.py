@@ -21,3 +21,13 @@ def test_the_best_evaluation_is_told_beside_the_last(shapes_folder: Path, tmp_pa
 def test_without_evaluations_on_the_way_there_is_no_best(shapes_folder: Path, tmp_path: Path) -> None:
     run = tiny_run("supervised", shapes_folder, tmp_path / "run", steps=2)
     assert "best_miou" not in json.loads((run / "results.json").read_text())
+
+
+def test_a_finished_runs_page_says_so_and_is_written_anew_where_it_is_missing(
+    shapes_folder: Path, tmp_path: Path
+) -> None:
+    page = tiny_run("supervised", shapes_folder, tmp_path / "run", steps=2) / "report.html"
+    assert ">finished<" in page.read_text()
+    page.unlink()
+    tiny_run("supervised", shapes_folder, tmp_path / "run", steps=2)
+    assert ">finished<" in page.read_text()

@@ -27,7 +27,7 @@ from labelwise.method import Method, MethodConfig, NonFiniteLoss
 from labelwise.monitoring import PseudoLabelMonitor, monitored_ids
 from labelwise.progress import console, watched
 from labelwise.reports.pseudo_labels_page import PSEUDO_LABELS_PICTURE
-from labelwise.reports.run_page import read_metrics, write_run_report
+from labelwise.reports.run_page import PAGE, read_metrics, write_run_report
 from labelwise.runs import Run, read_json
 from labelwise.samples import Kind, Sample
 from labelwise.saved import save_model
@@ -107,6 +107,8 @@ def train(
     run = Run(folder, request)
     if run.finished:
         console.print(f"{folder}: this run is finished already")
+        if not (folder / PAGE).is_file():
+            write_run_report(folder)
         return read_json(folder / "results.json")
     material = prepare_material(method_class, Path(data), labels, split, val_split, seed, skip_broken)
     monitored = _monitored(material, monitor, seed, skip_broken)
@@ -232,6 +234,8 @@ def _fit(
     )
     learner.prepare(_Labeled(material, "preparing"))
     trainer = training.run()
+    # Lightning leaves a trained model in the main memory.
+    learner.to(trainer.strategy.root_device)
     learner.complete(_Labeled(material, "completing"), _scratch(run.folder))
     shutil.rmtree(_scratch(run.folder), ignore_errors=True)
     return score(learner, material.dataset, material.validation, trainer) if material.validation else {}
@@ -312,8 +316,9 @@ def _fit_and_report(
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     save_model(learner, run.folder, results, command)
     run.write_results(results)
-    _write_pictures_and_report(run, learner, material, monitored)
+    _write_pictures(run, learner, material, monitored)
     run.record(status="finished", step=learner.total_steps, steps=learner.total_steps, seconds=seconds)
+    write_run_report(run.folder)
     return results
 
 
@@ -326,7 +331,7 @@ def _best_evaluation(folder: Path, key: str) -> dict[str, Any]:
     return {f"best_{key}": scores[best], "best_step": int(steps[best])}
 
 
-def _write_pictures_and_report(run: Run, learner: Method, material: Material, monitored: Sequence[str]) -> None:
+def _write_pictures(run: Run, learner: Method, material: Material, monitored: Sequence[str]) -> None:
     if material.validation:
         path = run.folder / "pictures" / "predictions.png"
         write_prediction_sheet({learner.card.name: learner}, material.dataset, material.validation, path)
@@ -334,7 +339,6 @@ def _write_pictures_and_report(run: Run, learner: Method, material: Material, mo
         ids = monitored or seeded_order(material.sources["unlabeled"], run.request["seed"])
         path = run.folder / "pictures" / PSEUDO_LABELS_PICTURE
         write_pseudo_label_sheet(learner, material.dataset, ids, path, with_truth=bool(monitored))
-    write_run_report(run.folder)
 
 
 def _forget_peak_memory(hardware: Hardware) -> None:
