@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from labelwise.datasets.base import DataSet
+from labelwise.datasets.base import Classes, DataSet
 from labelwise.detections import Detections
 from labelwise.files import atomic_file
 from labelwise.hardware import process_rank
@@ -29,8 +30,8 @@ _PICTURED = 6
 _CELL = 160
 _OBJECT_CELL = 240
 """Wider, so that the names at the boxes can be read."""
-_SURE = 0.5
-"""The least score of an object on a sheet."""
+_SHOWN = 0.3
+"""The least score of an object on a sheet: less than that of a label, so that a look shows what is nearly found."""
 
 
 def score(method: Method, dataset: DataSet, ids: Sequence[str], trainer: lightning.Trainer) -> dict[str, Any]:
@@ -99,31 +100,44 @@ def _object_sheet(trained: Mapping[str, DetectionMethod], dataset: DataSet, chos
     for id in chosen:
         sample = dataset.read(id, {Kind.INSTANCES if shapes else Kind.BOXES})
         found = [detected(method, sample) for method in trained.values()]
-        sure = [each[each.scores >= _SURE] for each in found]
-        drawn = [
-            draw_detections(sample.image, each, method) for each, method in zip(sure, trained.values(), strict=True)
-        ]
-        rows.append([Image.fromarray(sample.image.numpy().transpose(1, 2, 0)), _truth(sample, dataset), *drawn])
+        sure = [each[each.scores >= _SHOWN] for each in found]
+        # Whole multiples of small images, so that the names at the objects do not cover them.
+        factor = max(1, _OBJECT_CELL // max(sample.image.shape[-2:]))
+        image = _repeated(sample.image.as_subclass(torch.Tensor), factor)
+        drawn = [draw_detections(image, _enlarged(each, factor), dataset.classes) for each in sure]
+        truth = draw_detections(image, _enlarged(_truth(sample), factor), dataset.classes, with_scores=False)
+        rows.append([Image.fromarray(image.numpy().transpose(1, 2, 0)), truth, *drawn])
     return contact_sheet(rows, ["image", "truth", *trained], chosen, cell=_OBJECT_CELL)
 
 
-def _truth(sample: Sample, dataset: DataSet) -> Image.Image:
-    """The image with its true boxes or shapes."""
-    names, palette = dataset.classes.names, dataset.classes.palette
+def _truth(sample: Sample) -> Detections:
+    """The true objects of an image, all of them sure."""
     if sample.instances is not None and sample.instance_labels is not None:
-        shapes = sample.instances.numpy() != 0
-        boxes = boxes_of(torch.from_numpy(shapes)).numpy()
-        return draw_boxes(sample.image.numpy(), boxes, sample.instance_labels.numpy(), names, palette, masks=shapes)
+        masks, labels = sample.instances.as_subclass(torch.Tensor) != 0, sample.instance_labels
+        return Detections(boxes=boxes_of(masks), labels=labels, scores=torch.ones(len(labels)), masks=masks)
     assert sample.boxes is not None and sample.box_labels is not None
-    return draw_boxes(sample.image.numpy(), sample.boxes.numpy(), sample.box_labels.numpy(), names, palette)
+    boxes, labels = sample.boxes.as_subclass(torch.Tensor), sample.box_labels
+    return Detections(boxes=boxes, labels=labels, scores=torch.ones(len(labels)))
 
 
-def draw_detections(image: torch.Tensor, found: Detections, method: Method) -> Image.Image:
-    """An image [3, H, W] uint8 with the objects that a method has found in it."""
-    names, palette = method.classes.names, method.classes.palette
+def _enlarged(found: Detections, factor: int) -> Detections:
+    masks = None if found.masks is None else _repeated(found.masks, factor)
+    return replace(found, boxes=found.boxes * factor, masks=masks)
+
+
+def _repeated(planes: torch.Tensor, factor: int) -> torch.Tensor:
+    """Planes [N, H, W] with every pixel repeated in both directions."""
+    return planes.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def draw_detections(
+    image: torch.Tensor, found: Detections, classes: Classes, *, with_scores: bool = True
+) -> Image.Image:
+    """An image [3, H, W] uint8 with objects in the colors of their classes."""
     masks = None if found.masks is None else found.masks.numpy()
+    scores = found.scores.numpy() if with_scores else None
     return draw_boxes(
-        image.numpy(), found.boxes.numpy(), found.labels.numpy(), names, palette, found.scores.numpy(), masks
+        image.numpy(), found.boxes.numpy(), found.labels.numpy(), classes.names, classes.palette, scores, masks
     )
 
 

@@ -192,7 +192,7 @@ class BoxOutput(Output):
 
     def picture(self, image: torch.Tensor, sure: Detections) -> Image.Image:
         """The image with the sure objects."""
-        return draw_detections(image, sure, self.method)
+        return draw_detections(image, sure, self.method.classes)
 
     def write_objects(self, image: Path, pixels: torch.Tensor, found: Detections, sure: Detections, out: Path) -> None:
         """Write the sure objects in VOC's way."""
