@@ -220,6 +220,8 @@ class Training:
             if stream.copies is not None:
                 counted = watched(ids, f"counting the stream {name}", len(ids))
                 ids = [id for id in counted for _ in range(stream.copies(read(id)))]
+                if not ids:
+                    raise UserError(f"the stream '{name}' finds nothing to draw in any image; label more images")
             images = StreamSet(read, ids, stream, seed)
             batch = _share(self.method, stream, hardware)
             batches = EndlessBatches(

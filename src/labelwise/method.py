@@ -290,6 +290,16 @@ class Method(lightning.LightningModule):
     def after_step(self) -> None:
         """Called after each optimiser step (moving averages of weights, thresholds)."""
 
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Measure what the training has to know of all its images beforehand; nothing unless a method says so.
+
+        It is called before the first step, and again where a run goes on, with the same images; what it measures
+        belongs into the state of `network`, and has to be the same then.
+
+        Args:
+            samples: the labelled training images, read anew at each access.
+        """
+
     def complete(self, samples: Sequence[Sample], scratch: Path) -> None:
         """Fit what is not learned by gradient descent, once the training is over; nothing unless a method says so.
 

@@ -29,7 +29,6 @@ TINY: dict[str, Any] = {
     "backbone_weights": "none",
     "head_channels": 16,
     "short_side": 64,
-    "long_side": 64,
     "train_sizes": (48, 64),
     "resize_every": 2,
     "batch_size": 2,

@@ -19,11 +19,16 @@ METHODS: dict[str, str] = {
     "deeplab_v3": "labelwise.methods.masks.deeplab_v3:DeepLabV3Method",
     "deeplab_v3plus": "labelwise.methods.masks.deeplab_v3plus:DeepLabV3PlusMethod",
     "dssn": "labelwise.methods.few_masks.dssn:DSSN",
+    "ese_seg": "labelwise.methods.instances.ese_seg:ESESeg",
+    "fast_rcnn": "labelwise.methods.boxes.fast_rcnn:FastRCNN",
+    "faster_rcnn": "labelwise.methods.boxes.faster_rcnn:FasterRCNN",
     "fcn": "labelwise.methods.masks.fcn:FCN",
     "fd_mobilenet": "labelwise.methods.tags.fd_mobilenet:FDMobileNet",
     "fixmatch": "labelwise.methods.few_masks.fixmatch:FixMatch",
     "mgd": "labelwise.methods.few_masks.mgd:MGD",
     "p2at": "labelwise.methods.masks.p2at:P2ATMethod",
+    "rcnn": "labelwise.methods.boxes.rcnn:RCNN",
+    "rcnn_regions": "labelwise.methods.masks.rcnn_regions:RCNNRegions",
     "supervised": "labelwise.methods.masks.supervised:Supervised",
 }
 

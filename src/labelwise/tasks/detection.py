@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,12 +26,8 @@ from labelwise.tasks.optimization import OptimizationConfig, OptimizedMethod
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionConfig(OptimizationConfig):
-    """Options of every trained detector; the defaults are those of Fast and Faster R-CNN on VOC 2007."""
+    """Options of every trained detector; the defaults are those of R-CNN's family on VOC 2007."""
 
-    short_side: int = 600
-    "pixels to which an image's shorter side is scaled"
-    long_side: int = 1000
-    "pixels that an image's longer side is at most scaled to"
     use_difficult: bool = False
     "learn difficult objects as well"
     head_multiplier: float = 1.0
@@ -55,8 +52,6 @@ class DetectionConfig(OptimizationConfig):
             UserError: names the option.
         """
         super().__post_init__()
-        require_at_least("short_side", self.short_side, 16)
-        require_at_least("long_side", self.long_side, self.short_side)
         require_at_least("max_detections", self.max_detections, 1)
         for name in ("rate_drop", "score_threshold", "nms_threshold"):
             require_share(name, getattr(self, name))
@@ -119,12 +114,12 @@ class DetectionMethod(OptimizedMethod):
         return Views(sample=self.with_learned_boxes(sample).transformed(self.geometric()))
 
     def geometric(self) -> v2.Transform:
-        """The geometric augmentation: to `short_side` pixels, and a flip."""
+        """The geometric augmentation: to the input's size, and a flip."""
         return v2.Compose([self.resize(), v2.RandomHorizontalFlip()])
 
     def resize(self) -> v2.Transform:
-        """Scales an image's shorter side to `short_side`, unless the longer one became more than `long_side`."""
-        return v2.Resize([self.config.short_side], max_size=self.config.long_side, antialias=True)
+        """Brings an image to the size that the network wants; any does unless a method says otherwise."""
+        return v2.Identity()
 
     def with_learned_boxes(self, sample: Sample) -> Sample:
         """The sample without difficult objects, unless they are to be learned, and with no other label than boxes.
@@ -158,13 +153,13 @@ class DetectionMethod(OptimizedMethod):
 
     # ------------------------------------------------------------- prediction
 
+    @abstractmethod
     def detect(self, sample: Sample) -> Detections:
         """The objects of one image, surest first. Only the sample's id and image are looked at.
 
         Args:
             sample: an image of any size, on any device; its id names the file of its proposals, if they are given.
         """
-        raise TypeError(f"{type(self).__name__} does not say how it detects")
 
     def propose(self, sample: Sample) -> Tensor | None:
         """Where objects of any class may be: [P, 4] in the image's pixels, best first; None of methods without."""
@@ -218,6 +213,41 @@ class DetectionMethod(OptimizedMethod):
         for name, value in self.results["ap"].items():
             if value is not None:
                 self.log(f"val/ap/{name}", value, rank_zero_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledConfig(DetectionConfig):
+    """Options of every detector that scales images; the defaults are those of Fast and Faster R-CNN."""
+
+    short_side: int = 600
+    "pixels to which an image's shorter side is scaled"
+    long_side: int = 1000
+    "pixels that an image's longer side is at most scaled to"
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no image can have.
+
+        Raises:
+            UserError: names the option.
+        """
+        super().__post_init__()
+        require_at_least("short_side", self.short_side, 16)
+        require_at_least("long_side", self.long_side, self.short_side)
+
+
+class ScaledMethod(DetectionMethod):
+    """A detector that scales images, with their aspect ratio kept."""
+
+    config: ScaledConfig
+    Config = ScaledConfig
+
+    def resize(self) -> v2.Transform:
+        """Scales an image's shorter side to `short_side`, unless the longer one became more than `long_side`."""
+        return self.resize_to(self.config.short_side)
+
+    def resize_to(self, side: int) -> v2.Transform:
+        """Scales an image's shorter side to so many pixels, unless the longer one became more than `long_side`."""
+        return v2.Resize([side], max_size=self.config.long_side, antialias=True)
 
 
 def object_columns(classes: Classes, labels: Tensor) -> Tensor:

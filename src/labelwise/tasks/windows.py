@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,8 @@ from labelwise.tasks.optimization import OptimizationConfig
 
 FOREGROUND = 0.5
 """IoU from which on a window shows an object."""
+_REMEMBERED = 1000
+"""Images whose proposals are kept in memory: of 2,000 proposals and 20 classes some 200 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class FineTuning:
     classes: Classes
     propose: Callable[[Sample], Tensor]
     use_difficult: bool = True
+    _known: dict[str, Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def streams(self) -> dict[str, Stream]:
         """Windows with an object and windows without; each is drawn as often as any other of its kind."""
@@ -136,10 +139,15 @@ class FineTuning:
         return boxes[~sample.difficult], columns[~sample.difficult]
 
     def windows(self, sample: Sample) -> Windows:
-        """The objects and proposals of an image."""
-        objects, columns = self.objects(sample)
-        boxes = torch.cat([objects, self.propose(sample).cpu()])
-        return Windows(boxes, class_overlaps(boxes, objects, columns, len(self.classes.objects)))
+        """The objects and proposals of an image; of a small data set they are remembered."""
+        if sample.id not in self._known:
+            objects, columns = self.objects(sample)
+            boxes = torch.cat([objects, self.propose(sample).cpu()])
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            overlap = class_overlaps(boxes, objects, columns, len(self.classes.objects))
+            self._known[sample.id] = Windows(boxes, overlap)
+        return self._known[sample.id]
 
     def count(self, sample: Sample, *, foreground: bool) -> int:
         """How many windows of a kind an image has."""

@@ -57,7 +57,7 @@ from labelwise.models.feature_pyramid import FeaturePyramid
 from labelwise.models.region_proposals import rpn_loss
 from labelwise.models.regions import RegionHead, fast_rcnn_loss, sample_rois
 from labelwise.samples import Batch, Kind, Sample
-from labelwise.tasks.detection import DetectionConfig, DetectionMethod
+from labelwise.tasks.detection import ScaledConfig, ScaledMethod
 
 PREVIOUS = "previous"
 FOREGROUND_SHARE, FOREGROUND, BACKGROUND = 0.25, 0.5, (0.0, 0.5)
@@ -98,7 +98,7 @@ def alternating_schedule() -> tuple[TrainingStep, ...]:
     )
 
 
-class FasterRCNN(DetectionMethod):
+class FasterRCNN(ScaledMethod):
     """Faster R-CNN, trained jointly or in four steps."""
 
     card = Card(
@@ -135,7 +135,7 @@ class FasterRCNN(DetectionMethod):
     )
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DetectionConfig):
+    class Config(ScaledConfig):
         """Options of Faster R-CNN; the defaults are those of joint training on VOC 2007."""
 
         training: Literal["joint", "alternating"] = "joint"

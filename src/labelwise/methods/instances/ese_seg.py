@@ -188,8 +188,6 @@ class ESESeg(InstanceMethod):
         "width and height of each in pixels, the finest grid's first; none = the nine of YOLOv3, for tiny the last six"
         short_side: int = 416
         "side of the square to which images are stretched in evaluation"
-        long_side: int = 416
-        "without meaning here, the input is square; at least --short-side"
         train_sizes: tuple[int, ...] = tuple(range(320, 609, 32))
         "sides of the square in training, one of them at a time; none = --short-side"
         resize_every: int = 10
@@ -230,7 +228,13 @@ class ESESeg(InstanceMethod):
                 UserError: names the option.
             """
             super().__post_init__()
-            for name, least in (("head_channels", 1), ("resize_every", 1), ("coefficients", 1), ("shape_weight", 0)):
+            for name, least in (
+                ("short_side", 16),
+                ("head_channels", 1),
+                ("resize_every", 1),
+                ("coefficients", 1),
+                ("shape_weight", 0),
+            ):
                 require_at_least(name, getattr(self, name), least)
             for name in ("expand", "warm_up"):
                 require_share(name, getattr(self, name))
