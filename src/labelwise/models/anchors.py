@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from labelwise.models.boxes import encode_boxes
+from labelwise.models.regions import draw_positions
 
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the paper's anchors."""
@@ -120,12 +121,8 @@ def anchor_targets(
 
 def _sampled(labels: Tensor, samples: int, most_positive: int) -> Tensor:
     """The labels [N] with all but a random sample of positive and negative ones ignored."""
-    positive = _drawn((labels == 1).nonzero().squeeze(1), most_positive)
-    negative = _drawn((labels == 0).nonzero().squeeze(1), samples - len(positive))
+    positive = draw_positions(labels == 1, most_positive)
+    negative = draw_positions(labels == 0, samples - len(positive))
     sampled = torch.full_like(labels, IGNORED)
     sampled[positive], sampled[negative] = 1, 0
     return sampled
-
-
-def _drawn(numbers: Tensor, most: int) -> Tensor:
-    return numbers[torch.randperm(len(numbers), device=numbers.device)[:most]]

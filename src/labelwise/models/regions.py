@@ -140,8 +140,8 @@ def sample_rois(
     """
     candidates = torch.cat([proposals, boxes])
     overlap, nearest = best_overlaps(candidates, boxes)
-    foreground = _draw(overlap >= foreground_threshold, round(count * foreground_share))
-    background = _draw((overlap >= background_low) & (overlap < background_high), count - len(foreground))
+    foreground = draw_positions(overlap >= foreground_threshold, round(count * foreground_share))
+    background = draw_positions((overlap >= background_low) & (overlap < background_high), count - len(foreground))
     chosen = torch.cat([foreground, background])
     sampled_labels = torch.zeros_like(chosen)
     targets = candidates.new_zeros(len(chosen), 4)
@@ -151,8 +151,8 @@ def sample_rois(
     return SampledRois(candidates[chosen], sampled_labels, targets)
 
 
-def _draw(eligible: Tensor, most: int) -> Tensor:
-    """Positions where [N] bool is true, at most so many, drawn without replacement."""
+def draw_positions(eligible: Tensor, most: int) -> Tensor:
+    """Positions where [N] bool is true, at most so many, drawn without replacement: [n] int64."""
     positions = eligible.nonzero().squeeze(1)
     return positions[torch.randperm(len(positions), device=positions.device)[:most]]
 

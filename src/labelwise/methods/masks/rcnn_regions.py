@@ -32,7 +32,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import masks_to_boxes
 
 from labelwise.errors import UserError, require_at_least, require_share
 from labelwise.method import Card, Claim, Needs, Published, Stream
@@ -43,6 +42,7 @@ from labelwise.models.selective_search import Mode, selective_search_regions
 from labelwise.models.window_fitting import NORM
 from labelwise.models.window_network import Layer, RegionNetwork, Strategy
 from labelwise.samples import IGNORE_INDEX, Batch, Kind, Sample
+from labelwise.tasks.instances import boxes_of
 from labelwise.tasks.proposal_sources import ProposalSource
 from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod
 from labelwise.tasks.windows import FineTuning, WindowConfig, window_body
@@ -235,11 +235,8 @@ class RCNNRegions(SegmentationMethod):
         """The features [R, D] of regions [R, H, W] of an image [3, H, W] uint8."""
         config = self.config
         pixels = self.normalize(image.as_subclass(Tensor).to(self.device)[None])[0]
-        boxes = masks_to_boxes(masks) if len(masks) else torch.zeros(0, 4)
-        # torchvision's last pixel lies inside.
-        boxes = boxes + torch.tensor([0.0, 0.0, 1.0, 1.0])
         window = (config.crop, config.context, config.warp)
-        return self.network.region_features(pixels, masks.to(self.device), boxes.to(self.device), *window)
+        return self.network.region_features(pixels, masks.to(self.device), boxes_of(masks).to(self.device), *window)
 
     # ------------------------------------------------------------- prediction
 
