@@ -232,7 +232,7 @@ class ScaledConfig(DetectionConfig):
         """
         super().__post_init__()
         require_at_least("short_side", self.short_side, 16)
-        require_at_least("long_side", self.long_side, self.short_side)
+        require_at_least("long_side", self.long_side, self.short_side + 1)
 
 
 class ScaledMethod(DetectionMethod):
