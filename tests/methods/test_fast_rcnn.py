@@ -262,7 +262,7 @@ def test_without_proposals_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         ({"background_high": 0.6}, "--background-high 0.6"),
         ({"scales": (48, 96)}, "--long-side 96: must be above 96"),
         ({"scales": (8, 48)}, "--scales 8: must be at least 16"),
-        ({"long_side": 48}, "--long-side 48: must be above 48"),
+        ({"long_side": 48}, "--long-side 48: must be at least 49"),
         ({"rois_per_image": 0}, "--rois-per-image 0"),
         ({"dropout": 1.5}, "--dropout 1.5"),
         ({"svd_ranks": (16, 17)}, "--svd-ranks 16 17: the layers have ranks of at most 16 16"),

@@ -66,9 +66,10 @@ def test_methods_that_fit_are_told(call: Call, voc_folder: Path) -> None:
     for folder in ("SegmentationClass", "SegmentationObject"):
         shutil.rmtree(voc_folder / folder)
     found = call("inspect", voc_folder, "--json").json
-    # Tags are left.
-    assert {method["name"] for method in found["methods"] if method["fits"]} == {"fd_mobilenet"}
-    assert "methods that fit: fd_mobilenet\n" in call("inspect", voc_folder).out
+    # Boxes are left, and the tags that follow from them.
+    names = ["fast_rcnn", "faster_rcnn", "fd_mobilenet", "rcnn"]
+    assert [method["name"] for method in found["methods"] if method["fits"]] == names
+    assert f"methods that fit: {', '.join(names)}\n" in call("inspect", voc_folder).out
 
 
 def break_files(root: Path) -> dict[str, str]:

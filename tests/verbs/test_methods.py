@@ -14,6 +14,7 @@ Call = Callable[..., Called]
 
 MASK_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.MASKS}]
 TAG_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.TAGS}]
+BOX_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.BOXES}]
 
 
 def test_the_listing_has_the_promised_keys_for_every_method(call: Call) -> None:
@@ -47,11 +48,15 @@ def test_a_card_tells_what_the_paper_does_and_how_to_run_it(call: Call) -> None:
     ("words", "names"),
     [
         (["--labels", "masks:1/8"], sorted([*MASK_METHODS, *TAG_METHODS])),
-        (["--labels", "instances"], sorted([*MASK_METHODS, *TAG_METHODS])),
+        (["--labels", "boxes"], sorted([*BOX_METHODS, *TAG_METHODS])),
+        (["--labels", "masks+boxes"], sorted([*MASK_METHODS, *BOX_METHODS, *TAG_METHODS, "rcnn_regions"])),
+        (["--labels", "instances"], list(methods.METHODS)),
         (["--labels", "tags"], TAG_METHODS),
         (["--labels", "none"], []),
-        (["--task", "semantic segmentation"], MASK_METHODS),
-        (["--task", "detection"], []),
+        (["--task", "semantic segmentation"], sorted([*MASK_METHODS, "rcnn_regions"])),
+        (["--task", "detection"], ["fast_rcnn", "faster_rcnn", "rcnn"]),
+        (["--task", "instance segmentation"], ["ese_seg"]),
+        (["--task", "localisation"], []),
         (["cps", "--labels", "masks"], ["cps"]),
         (["cps", "--labels", "tags"], []),
     ],

@@ -187,7 +187,7 @@ class FastRCNN(ProposalMethod, ScaledMethod):
         target_statistics: Literal["empirical", "fixed"] = "empirical"
         "offsets are normalised by their mean and deviation in each class, or by 0 and (0.1, 0.1, 0.2, 0.2)"
         scales: tuple[int, ...] = ()
-        "shorter sides to train and test at, in the place of short_side: 480 576 688 864 1200 with --long-side 2000"
+        "shorter sides to train and test at, in the place of short_side: 480 576 688 864 1200, with long_side 2000"
         svd_ranks: tuple[int, int] = (0, 0)
         "cut the two layers on regions to these ranks after the training; 1024 256 in the paper, 0 = as they are"
         steps: int = 40_000

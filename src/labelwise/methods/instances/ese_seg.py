@@ -189,7 +189,7 @@ class ESESeg(InstanceMethod):
         short_side: int = 416
         "side of the square to which images are stretched in evaluation"
         train_sizes: tuple[int, ...] = tuple(range(320, 609, 32))
-        "sides of the square in training, one of them at a time; none = --short-side"
+        "sides of the square in training, one of them at a time; none = short_side"
         resize_every: int = 10
         "steps until the side changes"
         coefficients: int = 18
