@@ -45,7 +45,7 @@ from labelwise.models.shape_codec import (
 )
 from labelwise.models.yolo_v3 import create_yolo, decode_predictions, surest
 from labelwise.samples import Sample
-from labelwise.tasks.instances import boxes_of
+from labelwise.tasks.instances import boxes_of_instances
 from timing import medians_ms, print_table
 
 HEIGHT, WIDTH = 375, 500
@@ -123,7 +123,7 @@ def mask_overlaps(masks: list[Tensor], counts: tuple[int, ...]) -> dict[tuple[Ba
     sums = {(basis, count): 0.0 for basis in BASES for count in counts}
     matrices = {key: series_matrices(*key) for key in sums}
     for mask in masks:
-        box = boxes_of(mask[None]).double()
+        box = boxes_of_instances(mask[None]).double()
         centers, radii = map(torch.from_numpy, describe_shapes(mask[None].numpy()))
         for key, (series, fit) in matrices.items():
             outline = decode_shape(encode_shape(radii, diagonals(box), fit), centers, box, series)
@@ -207,7 +207,8 @@ def encoding(repetitions: int) -> None:
     for scale in (1, 2):
         enlarged = np.stack([np.kron(mask.numpy(), np.ones((scale, scale), dtype=bool)) for mask in masks])
         taken = medians_ms({"": partial(describe_shapes, enlarged)}, repetitions, clock=time.process_time)[""]
-        side = float((boxes_of(torch.from_numpy(enlarged))[:, 2:] - boxes_of(torch.from_numpy(enlarged))[:, :2]).mean())
+        around = boxes_of_instances(torch.from_numpy(enlarged))
+        side = float((around[:, 2:] - around[:, :2]).mean())
         rows.append([f"{side:.0f}", f"{taken / len(masks):.2f}"])
     print_table("Describing a shape", ["mean side, pixels", "ms"], rows)
 

@@ -24,7 +24,7 @@ from labelwise.samples import IGNORE_INDEX, Kind, Sample
 from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.detection import DetectionMethod
 from labelwise.tasks.few_masks import FewMasksMethod
-from labelwise.tasks.instances import InstanceMethod, boxes_of
+from labelwise.tasks.instances import InstanceMethod, boxes_of_instances
 
 _PICTURED = 6
 _CELL = 160
@@ -114,7 +114,7 @@ def _truth(sample: Sample) -> Detections:
     """The true objects of an image, all of them sure."""
     if sample.instances is not None and sample.instance_labels is not None:
         masks, labels = sample.instances.as_subclass(torch.Tensor) != 0, sample.instance_labels
-        return Detections(boxes=boxes_of(masks), labels=labels, scores=torch.ones(len(labels)), masks=masks)
+        return Detections(boxes=boxes_of_instances(masks), labels=labels, scores=torch.ones(len(labels)), masks=masks)
     assert sample.boxes is not None and sample.box_labels is not None
     boxes, labels = sample.boxes.as_subclass(torch.Tensor), sample.box_labels
     return Detections(boxes=boxes, labels=labels, scores=torch.ones(len(labels)))

@@ -17,7 +17,7 @@ from labelwise.loaders import evaluation_loader
 from labelwise.method import Card, Needs
 from labelwise.samples import Batch, Kind, Sample, collate
 from labelwise.tasks.detection import DetectionMethod, ScaledConfig, ScaledMethod
-from labelwise.tasks.instances import InstanceConfig, InstanceMethod, boxes_of
+from labelwise.tasks.instances import InstanceConfig, InstanceMethod, boxes_of_instances
 
 CLASSES = Classes(("cup", "nothing", "key"), background=1)
 CARD = Card("still", "Still", "detection", Needs(frozenset({Kind.BOXES})), frozenset({Kind.BOXES}), "", 2000, "Still.")
@@ -236,7 +236,7 @@ def test_shapes_are_scored_without_the_pixels_that_nobody_knows() -> None:
     # Twice as wide as the truth, but the other half is unknown.
     masks[0, 2:10, 4:20] = True
     detector.answer = Detections(
-        boxes=boxes_of(masks), labels=torch.tensor([2]), scores=torch.tensor([0.5]), masks=masks
+        boxes=boxes_of_instances(masks), labels=torch.tensor([2]), scores=torch.tensor([0.5]), masks=masks
     )
     detector.thorough = True
     results = validated(detector, ShapeFolder())
@@ -249,5 +249,5 @@ def test_boxes_around_shapes_are_half_open() -> None:
     masks = torch.zeros(2, 6, 8, dtype=torch.bool)
     masks[0, 1:3, 2:7] = True
     masks[1, 5, 0] = True
-    assert boxes_of(masks).tolist() == [[2, 1, 7, 3], [0, 5, 1, 6]]
-    assert boxes_of(masks[:0]).shape == (0, 4)
+    assert boxes_of_instances(masks).tolist() == [[2, 1, 7, 3], [0, 5, 1, 6]]
+    assert boxes_of_instances(masks[:0]).shape == (0, 4)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
-from tests.tiny_runs import tiny_run
+import pytest
+
+from tests.tiny_runs import DETECTOR, OPTIONS, tiny_run
 
 
 def test_the_best_evaluation_is_told_beside_the_last(shapes_folder: Path, tmp_path: Path) -> None:
@@ -31,3 +35,16 @@ def test_a_finished_runs_page_says_so_and_is_written_anew_where_it_is_missing(
     page.unlink()
     tiny_run("supervised", shapes_folder, tmp_path / "run", steps=2)
     assert ">finished<" in page.read_text()
+
+
+@pytest.mark.parametrize(("method", "base"), [("supervised", OPTIONS), ("faster_rcnn", DETECTOR)])
+def test_weaker_labels_that_a_method_needs_follow_from_the_allowed_ones_alone(
+    shapes_folder: Path, tmp_path: Path, method: str, base: dict[str, Any]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes_folder, data)
+    for id in (data / "ImageSets/Main/train.txt").read_text().split():
+        (data / "Annotations" / f"{id}.xml").unlink()
+    options = {"anchor_sizes": (8, 16), "output_stride": 8} if method == "faster_rcnn" else {}
+    run = tiny_run(method, data, tmp_path / "run", base=base, labels="instances:6", steps=2, **options)
+    assert (run / "model.safetensors").is_file()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from labelwise.datasets.base import Classes
-from labelwise.samples import IGNORE_INDEX, Kind
+from labelwise.samples import IGNORE_INDEX, Kind, Sample
 
 ORIGINS: dict[Kind, tuple[Kind, ...]] = {
     Kind.MASKS: (Kind.MASKS,),
@@ -74,6 +78,26 @@ def boxes_of_instances(instances: Tensor) -> Tensor:
     """The smallest half-open box around each object. [N, H, W] bool -> [N, 4] float32."""
     boxes = masks_to_boxes(instances) if len(instances) else torch.zeros(0, 4)
     return boxes.float() + torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def with_derived(sample: Sample, kinds: Collection[Kind], classes: Classes) -> Sample:
+    """The sample with masks and boxes as well, if they are among the kinds and it has objects that tell them."""
+    instances, labels = sample.instances, sample.instance_labels
+    if instances is None or labels is None:
+        return sample
+    shapes = instances.as_subclass(Tensor).bool()
+    if Kind.MASKS in kinds and sample.mask is None:
+        mask = mask_of_instances(shapes, labels, classes.background)
+        sample = replace(sample, mask=tv_tensors.Mask(mask))
+    if Kind.BOXES in kinds and sample.boxes is None:
+        boxes = tv_tensors.BoundingBoxes(
+            boxes_of_instances(shapes),
+            format=tv_tensors.BoundingBoxFormat.XYXY,
+            canvas_size=(shapes.shape[-2], shapes.shape[-1]),
+        )
+        difficult = torch.zeros(len(labels), dtype=torch.bool)
+        sample = replace(sample, boxes=boxes, box_labels=labels, difficult=difficult)
+    return sample
 
 
 def tags_of_labels(labels: Tensor, classes: Classes, difficult: Tensor | None = None) -> Tensor:

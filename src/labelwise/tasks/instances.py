@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.ops import masks_to_boxes
 
 from labelwise.datasets.base import Classes
+from labelwise.datasets.derive import boxes_of_instances
 from labelwise.errors import UserError
 from labelwise.method import Method
 from labelwise.metrics.instances import InstanceScores
@@ -51,7 +51,9 @@ class InstanceMethod(DetectionMethod):
         place = self.place(batch_idx)
         found = self.by_column(self.detect(sample))
         self.shape_scores.update(place, found, instances, labels, void, hulls=self.thorough)
-        self.scores.update(place, found, boxes_of(instances), labels, torch.zeros_like(labels, dtype=torch.bool))
+        self.scores.update(
+            place, found, boxes_of_instances(instances), labels, torch.zeros_like(labels, dtype=torch.bool)
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log mean AP^r at an overlap of 0.5 and that of each class; the boxes' scores are `boxes`."""
@@ -64,14 +66,6 @@ class InstanceMethod(DetectionMethod):
         for name, value in self.results["ap"].items():
             if value is not None:
                 self.log(f"val/ap/{name}", value, rank_zero_only=True)
-
-
-def boxes_of(instances: Tensor) -> Tensor:
-    """The half-open boxes around masks. [N, H, W] bool, none of them empty -> [N, 4] float32."""
-    boxes = masks_to_boxes(instances) if len(instances) else instances.new_zeros(0, 4, dtype=torch.float32)
-    # torchvision's last pixel lies inside.
-    boxes[:, 2:] += 1
-    return boxes.float()
 
 
 def require_instances(sample: Sample) -> tuple[Tensor, Tensor]:

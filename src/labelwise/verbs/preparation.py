@@ -15,6 +15,7 @@ from rich.markup import escape
 from labelwise import datasets, methods
 from labelwise.configuration import load_preset, make_config
 from labelwise.datasets.base import Classes, DataSet
+from labelwise.datasets.derive import with_derived
 from labelwise.datasets.index import Index
 from labelwise.errors import BadFile, UserError
 from labelwise.files import cache_home
@@ -38,6 +39,7 @@ class Material:
         streams: which labels may be read for each training image.
         validation: ids of the split that is scored.
         skipped: ids left out because a file of theirs is broken (`skip_broken`).
+        needs: the kinds that the method learns from.
     """
 
     dataset: DataSet
@@ -45,10 +47,11 @@ class Material:
     streams: Streams
     validation: tuple[str, ...]
     skipped: tuple[str, ...] = field(default=())
+    needs: frozenset[Kind] = frozenset()
 
     def read(self, id: str) -> Sample:
-        """Read a training image with the labels that supervision allows."""
-        return self.streams.read(self.dataset, id)
+        """Read a training image with the labels that supervision allows, and what the method needs of these."""
+        return with_derived(self.streams.read(self.dataset, id), self.needs, self.dataset.classes)
 
 
 def prepare_method(name: str, preset: str | None, options: Mapping[str, Any]) -> tuple[type[Method], MethodConfig]:
@@ -91,7 +94,7 @@ def prepare_material(
         note("every image is labelled: the unlabelled stream draws the same images without their labels")
         unlabeled = labeled
     sources = {"labeled": labeled, "unlabeled": unlabeled}
-    material = Material(dataset, sources, streams, validation, tuple(sorted(broken)))
+    material = Material(dataset, sources, streams, validation, tuple(sorted(broken)), method.card.needs.labels)
     if Kind.MASKS in method.card.needs.labels and len(labeled) <= _FEW and (absent := _absent_classes(material)):
         note(f"--labels {labels}: no labelled image shows {', '.join(absent)}; the model cannot learn to find them")
     return material

@@ -62,7 +62,7 @@ from labelwise.models.yolo_v3 import (
     yolo_targets,
 )
 from labelwise.samples import Batch, Kind, Sample, Views
-from labelwise.tasks.instances import InstanceConfig, InstanceMethod, boxes_of, require_instances
+from labelwise.tasks.instances import InstanceConfig, InstanceMethod, boxes_of_instances, require_instances
 from labelwise.tasks.optimization import in_backbone
 from labelwise.transforms.canvas import StretchOnCanvas
 from labelwise.transforms.views import without_vanished
@@ -362,7 +362,7 @@ class ESESeg(InstanceMethod):
     def described(self, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [N, 4], inner centres [N, 2] and coefficients [N, C] of masks [N, H, W], in the main memory."""
         masks = masks.bool().cpu()
-        boxes = boxes_of(masks)
+        boxes = boxes_of_instances(masks)
         centers, radii = map(torch.from_numpy, describe_shapes(masks.numpy(), self.config.center_rule))
         coefficients = self.network.codec.encode(radii, diagonals(boxes).double())
         return boxes, centers.float(), coefficients.float()

@@ -42,7 +42,7 @@ from labelwise.models.selective_search import Mode, selective_search_regions
 from labelwise.models.window_fitting import NORM
 from labelwise.models.window_network import Layer, RegionNetwork, Strategy
 from labelwise.samples import IGNORE_INDEX, Batch, Kind, Sample
-from labelwise.tasks.instances import boxes_of
+from labelwise.tasks.instances import boxes_of_instances
 from labelwise.tasks.proposal_sources import ProposalSource
 from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod
 from labelwise.tasks.windows import FineTuning, WindowConfig, window_body
@@ -236,7 +236,9 @@ class RCNNRegions(SegmentationMethod):
         config = self.config
         pixels = self.normalize(image.as_subclass(Tensor).to(self.device)[None])[0]
         window = (config.crop, config.context, config.warp)
-        return self.network.region_features(pixels, masks.to(self.device), boxes_of(masks).to(self.device), *window)
+        return self.network.region_features(
+            pixels, masks.to(self.device), boxes_of_instances(masks).to(self.device), *window
+        )
 
     # ------------------------------------------------------------- prediction
 
