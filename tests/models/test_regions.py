@@ -20,7 +20,6 @@ from labelwise.models.regions import (
     best_overlaps,
     distinct_rois,
     fast_rcnn_loss,
-    fold_target_statistics,
     low_rank_linear,
     roi_align_pool,
     roi_max_pool,
@@ -259,17 +258,6 @@ class TestHead:
 
     def test_the_statistics_are_saved_with_the_weights(self) -> None:
         assert {"offset_mean", "offset_deviation"} <= RegionHead(nn.Flatten(), 8, 2).state_dict().keys()
-
-    def test_folded_statistics_change_no_decoded_box(self) -> None:
-        head = RegionHead(nn.Flatten(), 8, 2)
-        nn.init.normal_(head.offsets.weight, std=0.3)
-        nn.init.normal_(head.offsets.bias, std=0.3)
-        head.set_statistics(torch.rand(3, 4), 0.1 + torch.rand(3, 4))
-        pooled, sources = torch.rand(5, 2, 2, 2), random_boxes(5, 40.0, torch.Generator().manual_seed(0))
-        before = decode_boxes(sources, head.plain(head(pooled)[1]))
-        fold_target_statistics(head.offsets, head.offset_mean, head.offset_deviation)
-        after = decode_boxes(sources, head(pooled)[1].unflatten(1, (3, 4)))
-        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-4)
 
 
 class TestTruncatedSvd:

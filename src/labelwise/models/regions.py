@@ -292,20 +292,6 @@ class RegionHead(nn.Module):
         return offsets.float().unflatten(1, (-1, 4)) * self.offset_deviation + self.offset_mean
 
 
-@torch.no_grad()
-def fold_target_statistics(layer: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
-    """Change a layer of normalised offsets, in place, to one of plain offsets: W s and b s + m.
-
-    Args:
-        layer: 4 (K + 1) outputs.
-        mean: [K + 1, 4].
-        deviation: [K + 1, 4].
-    """
-    scale = deviation.flatten()
-    layer.weight.mul_(scale[:, None])
-    layer.bias.mul_(scale).add_(mean.flatten())
-
-
 def low_rank_linear(inputs: int, outputs: int, rank: int) -> nn.Sequential:
     """Two linear layers in the place of one, rank (inputs + outputs) weights; only the second has a bias."""
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs))
