@@ -114,14 +114,14 @@ class FasterRCNN(ScaledMethod):
         "to nothing and are learned.",
         published=(
             *(
-                Published(f"VOC 2007 test, VGG-16, trained on {data}", "mAP", value, "paper, table 3")
+                Published(f"VOC 2007 test, VGG-16, trained on {data}", "mAP", value, "paper")
                 for data, value in (("07", 69.9), ("07, unshared", 68.5), ("07+12", 73.2), ("COCO+07+12", 78.8))
             ),
             *(
-                Published(f"VOC 2012 test, VGG-16, trained on {data}", "mAP", value, "paper, table 4")
+                Published(f"VOC 2012 test, VGG-16, trained on {data}", "mAP", value, "paper")
                 for data, value in (("12", 67.0), ("07++12", 70.4), ("COCO+07++12", 75.9))
             ),
-            Published("VOC 2007 test, ZF, trained on 07", "mAP", 59.9, "paper, table 2"),
+            Published("VOC 2007 test, ZF, trained on 07", "mAP", 59.9, "paper"),
             Published("VOC 2007 test, VGG-16, 07, joint training", "mAP", 69.9, _CODE),
         ),
         claim=Claim(
