@@ -258,3 +258,17 @@ def stop_in_completion(folder: Path, out: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RCNN, "cached", fail)
         run(folder, out)
+
+
+def test_a_class_that_no_image_shows_is_a_note(
+    shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(
+        "rcnn",
+        data=shapes_folder,
+        out=tmp_path / "run",
+        labels="boxes:2",
+        hardware=Hardware(**MACHINE),
+        **OPTIONS | {"steps": 1},
+    )
+    assert "note: no training image shows '" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -236,7 +237,10 @@ def _fit(
     trainer = training.run()
     # Lightning leaves a trained model in the main memory.
     learner.to(trainer.strategy.root_device)
-    learner.complete(_Labeled(material, "completing"), _scratch(run.folder))
+    with warnings.catch_warnings(record=True) as said:
+        learner.complete(_Labeled(material, "completing"), _scratch(run.folder))
+    for warning in said:
+        note(str(warning.message))
     shutil.rmtree(_scratch(run.folder), ignore_errors=True)
     return score(learner, material.dataset, material.validation, trainer) if material.validation else {}
 
