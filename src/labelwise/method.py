@@ -328,6 +328,12 @@ class Method(lightning.LightningModule):
         """
         self._observed |= {f"pseudo/{name}": value.detach().float() for name, value in values.items()}
 
+    def log_by_class(self, score: str, values: Mapping[str, float | None]) -> None:
+        """Log a validation score of each class by name, such as `ap`; a class without one is left out."""
+        for name, value in values.items():
+            if value is not None:
+                self.log(f"val/{score}/{name}", value, rank_zero_only=True)
+
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """Sum and log the loss terms; stop at the first that is not finite."""
         terms = self.losses(**batch)

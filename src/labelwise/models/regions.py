@@ -7,7 +7,7 @@ batch. Everything is from Girshick: Fast R-CNN, ICCV 2015, unless a docstring sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,28 @@ def sample_rois(
         sampled_labels[: len(foreground)] = labels[nearest[foreground]] + 1
         targets[: len(foreground)] = encode_boxes(candidates[foreground], boxes[nearest[foreground]])
     return SampledRois(candidates[chosen], sampled_labels, targets)
+
+
+def sample_batch(
+    proposals: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor], **limits: Any
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """`sample_rois` of each image of a batch.
+
+    Args:
+        proposals: B times [P, 4].
+        boxes: B times [M, 4].
+        labels: B times [M].
+        **limits: as of `sample_rois`.
+
+    Returns:
+        the regions of each image, B times [n, 4], and labels [R] and targets [R, 4] of all of them.
+    """
+    sampled = [sample_rois(*image, **limits) for image in zip(proposals, boxes, labels, strict=True)]
+    return (
+        [each.boxes for each in sampled],
+        torch.cat([each.labels for each in sampled]),
+        torch.cat([each.targets for each in sampled]),
+    )
 
 
 def draw_positions(eligible: Tensor, most: int) -> Tensor:

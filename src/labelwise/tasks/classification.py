@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
@@ -23,6 +22,7 @@ from labelwise.method import Method, MethodConfig, Stream
 from labelwise.metrics.tags import ClassificationScores, TagScores
 from labelwise.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from labelwise.samples import IGNORE_INDEX, Batch, Sample, Views
+from labelwise.tasks.optimization import scheduled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,15 +212,11 @@ class ClassificationMethod(Method):
         for name in ("top1", "top5"):
             if name in self.results:
                 self.log(f"val/{name}", self.results[name], rank_zero_only=True)
-        for name, value in scores.ap.items():
-            if value is not None:
-                self.log(f"val/ap/{name}", value, rank_zero_only=True)
+        self.log_by_class("ap", scores.ap)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, its rate multiplied by `rate_factor` at every step."""
-        optimizer = self.make_optimizer()
-        schedule = LambdaLR(optimizer, self.rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+        return scheduled(self.make_optimizer(), self.rate_factor)
 
     def make_optimizer(self) -> Optimizer:
         """SGD with Nesterov momentum 0.9, or AdamW; weight decay acts on all parameters."""

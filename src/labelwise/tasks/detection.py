@@ -210,9 +210,7 @@ class DetectionMethod(OptimizedMethod):
             self.results["proposals"] = self.recall.compute()
         self.recall.reset()
         self.log("val/map", self.results["map"], prog_bar=True, rank_zero_only=True)
-        for name, value in self.results["ap"].items():
-            if value is not None:
-                self.log(f"val/ap/{name}", value, rank_zero_only=True)
+        self.log_by_class("ap", self.results["ap"])
 
 
 @dataclass(frozen=True, kw_only=True)

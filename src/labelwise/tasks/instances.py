@@ -63,9 +63,7 @@ class InstanceMethod(DetectionMethod):
         self.shape_scores.reset()
         self.log("val/map", self.results["map"], prog_bar=True, rank_zero_only=True)
         self.log("val/box_map", boxes["map"], rank_zero_only=True)
-        for name, value in self.results["ap"].items():
-            if value is not None:
-                self.log(f"val/ap/{name}", value, rank_zero_only=True)
+        self.log_by_class("ap", self.results["ap"])
 
 
 def require_instances(sample: Sample) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -66,9 +67,7 @@ class OptimizedMethod(Method):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over `parameter_groups`, its rates multiplied by `rate_factor` at every step."""
-        optimizer = self.make_optimizer(self.parameter_groups())
-        schedule = LambdaLR(optimizer, self.rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+        return scheduled(self.make_optimizer(self.parameter_groups()), self.rate_factor)
 
     def rate_factor(self, step: int) -> float:
         """The learning rate's factor at a step, counted from 0; always the same unless a task has a schedule."""
@@ -104,6 +103,12 @@ class OptimizedMethod(Method):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay acts on a parameter; on all unless a task says otherwise."""
         return True
+
+
+def scheduled(optimizer: Optimizer, rate_factor: Callable[[int], float]) -> OptimizerLRScheduler:
+    """The optimiser, its learning rates multiplied at every step by a factor of the step's number."""
+    schedule = LambdaLR(optimizer, rate_factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
 
 def in_backbone(name: str) -> bool:

@@ -214,9 +214,7 @@ class SegmentationMethod(OptimizedMethod):
         self._log_companions()
         self.log("val/miou", scores.miou, prog_bar=True, rank_zero_only=True)
         self.log("val/pixel_accuracy", scores.pixel_accuracy, rank_zero_only=True)
-        for name, value in scores.iou.items():
-            if value is not None:
-                self.log(f"val/iou/{name}", value, rank_zero_only=True)
+        self.log_by_class("iou", scores.iou)
 
     def _log_companions(self) -> None:
         for name, metric in self.companion_scores.items():

@@ -49,7 +49,7 @@ from labelwise.models.regions import (
     fast_rcnn_loss,
     roi_align_pool,
     roi_max_pool,
-    sample_rois,
+    sample_batch,
 )
 from labelwise.samples import Batch, Kind, Sample
 from labelwise.tasks.detection import ScaledConfig, ScaledMethod
@@ -287,23 +287,18 @@ class FastRCNN(ProposalMethod, ScaledMethod):
         config = self.config
         assert labeled.boxes is not None and labeled.box_labels is not None and labeled.proposals is not None
         features = self.network(self.input_of(labeled))
-        sampled = [
-            sample_rois(
-                proposals,
-                boxes,
-                self.columns(labels),
-                count=config.rois_per_image,
-                foreground_share=config.foreground_share,
-                foreground_threshold=config.foreground_threshold,
-                background_low=config.background_low,
-                background_high=config.background_high,
-            )
-            for proposals, boxes, labels in zip(labeled.proposals, labeled.boxes, labeled.box_labels, strict=True)
-        ]
-        logits, offsets = self.head(self.pool(features, as_rois([each.boxes for each in sampled])))
-        labels = torch.cat([each.labels for each in sampled])
-        targets = self.head.normalized(torch.cat([each.targets for each in sampled]), labels)
-        return fast_rcnn_loss(logits, offsets, labels, targets, config.box_weight)
+        rois, labels, targets = sample_batch(
+            labeled.proposals,
+            labeled.boxes,
+            [self.columns(each) for each in labeled.box_labels],
+            count=config.rois_per_image,
+            foreground_share=config.foreground_share,
+            foreground_threshold=config.foreground_threshold,
+            background_low=config.background_low,
+            background_high=config.background_high,
+        )
+        logits, offsets = self.head(self.pool(features, as_rois(rois)))
+        return fast_rcnn_loss(logits, offsets, labels, self.head.normalized(targets, labels), config.box_weight)
 
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
         """What the head sees of regions [R, 5] of feature maps [B, C, h, w]: [R, C, s, s]."""

@@ -55,7 +55,7 @@ from labelwise.models.faster_rcnn import FasterRCNN as Network
 from labelwise.models.faster_rcnn import RegionProposer, ScoredAnchors, anchors_of, strides_of
 from labelwise.models.feature_pyramid import FeaturePyramid
 from labelwise.models.region_proposals import rpn_loss
-from labelwise.models.regions import RegionHead, fast_rcnn_loss, sample_rois
+from labelwise.models.regions import RegionHead, fast_rcnn_loss, sample_batch
 from labelwise.samples import Batch, Kind, Sample
 from labelwise.tasks.detection import ScaledConfig, ScaledMethod
 
@@ -341,21 +341,17 @@ class FasterRCNN(ScaledMethod):
             before=config.train_before_nms,
             after=config.train_proposals,
         )
-        rois = [
-            sample_rois(
-                found,
-                boxes,
-                self.columns(labels),
-                count=config.rois_per_image,
-                foreground_share=FOREGROUND_SHARE,
-                foreground_threshold=FOREGROUND,
-                background_low=BACKGROUND[0],
-                background_high=BACKGROUND[1],
-            )
-            for (found, _), boxes, labels in zip(proposals, labeled.boxes, labeled.box_labels, strict=True)
-        ]
-        labels, targets = torch.cat([each.labels for each in rois]), torch.cat([each.targets for each in rois])
-        logits, offsets = self.network.classify(maps, [each.boxes for each in rois], labeled.image.shape[-2:])
+        rois, labels, targets = sample_batch(
+            [found for found, _ in proposals],
+            labeled.boxes,
+            [self.columns(each) for each in labeled.box_labels],
+            count=config.rois_per_image,
+            foreground_share=FOREGROUND_SHARE,
+            foreground_threshold=FOREGROUND,
+            background_low=BACKGROUND[0],
+            background_high=BACKGROUND[1],
+        )
+        logits, offsets = self.network.classify(maps, rois, labeled.image.shape[-2:])
         return fast_rcnn_loss(logits, offsets, labels, head.normalized(targets, labels))
 
     def detect(self, sample: Sample) -> Detections:
