@@ -12,6 +12,7 @@ kind           seconds  for each    source
                                     the program chooses the pixel, the person names its class
 ``tags``          20.0  image       Bearman et al.: 20 classes at 1 s
 ``captions``      30.0  image       an estimate of our own for one sentence; no published figure
+``maps``           0.0  image       none: a model makes them
 =============  =======  ==========  ==============================================================================
 
 The figures were measured on PASCAL VOC and COCO; `docs/label-costs.md` has others, and says how sure each of them is.
@@ -51,6 +52,7 @@ COSTS: dict[Kind, Cost] = {
     Kind.POINTS: Cost(2.0, "click", "Shin et al., ICCV workshop 2021"),
     Kind.TAGS: Cost(20.0, "image", "Bearman et al., ECCV 2016"),
     Kind.CAPTIONS: Cost(30.0, "image", "an estimate of our own"),
+    Kind.MAPS: Cost(0.0, "image", "made by a model"),
 }
 """The cost of every kind of label; the module's text has the sources in full."""
 

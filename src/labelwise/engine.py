@@ -133,6 +133,8 @@ class Training:
     "ids per stream source: labeled, unlabeled, ood"
     read: Callable[[str], Sample]
     "reads an image with the labels that supervision allows"
+    read_ood: Callable[[str], Sample]
+    "reads an image of no class"
     validation: Sequence[str]
     "ids of the split that is scored"
     folder: Path
@@ -201,12 +203,13 @@ class Training:
 
     def _validation_loader(self) -> DataLoader[Any]:
         return evaluation_loader(
-            self.dataset, self.validation, self.method.card.gives, rank=process_rank(), world=self.hardware.world
+            self.dataset, self.validation, self.method.card.truth.kinds, rank=process_rank(), world=self.hardware.world
         )
 
     def _total_steps(self) -> int:
         # A baseline that ignores the bare images takes as many steps as the methods that use them (protocol 5.1).
-        return self.method.config.total_steps(max(map(len, self.sources.values())))
+        images = [len(ids) for source, ids in self.sources.items() if source != "ood"]
+        return self.method.config.total_steps(max(images))
 
     def _loaders(self, start: int, stop: int) -> CombinedLoader:
         hardware = self.hardware
@@ -216,7 +219,7 @@ class Training:
             ids = self.sources[stream.source]
             seed = derive_seed(self.seed, "stream", name)
             # An unlabelled stream never reads labels, not even where it falls back to labelled images.
-            read = self.read if stream.source == "labeled" else self.dataset.read
+            read = {"labeled": self.read, "unlabeled": self.dataset.read, "ood": self.read_ood}[stream.source]
             if stream.copies is not None:
                 counted = watched(ids, f"counting the stream {name}", len(ids))
                 ids = [id for id in counted for _ in range(stream.copies(read(id)))]
@@ -233,7 +236,7 @@ class Training:
                 rank=process_rank(),
                 world=hardware.world,
             )
-            loaders[name] = training_loader(images, batches, hardware.loader_workers())
+            loaders[name] = training_loader(images, batches, 0 if stream.live else hardware.loader_workers())
         return CombinedLoader(loaders, mode="min_size")
 
 

@@ -22,6 +22,7 @@ TASKS = (
     "instance segmentation",
     "classification",
     "localisation",
+    "refinement",
     "pretraining",
 )
 
@@ -43,8 +44,34 @@ MAIN_SCORES = {
     "classification": MainScore("map", "mAP"),
     "detection": MainScore("map", "mAP"),
     "instance segmentation": MainScore("map", "mAP^r"),
+    "localisation": MainScore("seed_miou", "seed mIoU"),
+    "refinement": MainScore("miou", "mask mIoU"),
 }
 """The main score of each task that a method can be trained for."""
+
+
+class Truth(NamedTuple):
+    """The labels that predictions are scored on.
+
+    Attributes:
+        required: an image without these is not scored.
+        optional: also read where an image has them; they allow further scores.
+    """
+
+    required: frozenset[Kind]
+    optional: frozenset[Kind] = frozenset()
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """Both."""
+        return self.required | self.optional
+
+
+TRUTHS = {
+    "localisation": Truth(frozenset({Kind.TAGS}), frozenset({Kind.MASKS, Kind.BOXES})),
+    "refinement": Truth(frozenset({Kind.MASKS, Kind.MAPS})),
+}
+"""What the tasks are scored on whose predictions are more, or others, than the labels that can be had."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +133,7 @@ class Claim:
         baseline_options: options that the baseline takes over from the method, such as the backbone of a light student.
         baseline_settings: options of the baseline that make it one, such as `{"stride": 32}` where a method is
             measured against a coarser form of itself.
+        score: what it is measured by, if not the task's main score, such as `gt_known`.
     """
 
     text: str
@@ -117,6 +145,7 @@ class Claim:
     scenes: Mapping[str, Any] = field(default_factory=dict)
     baseline_options: tuple[str, ...] = ()
     baseline_settings: Mapping[str, Any] = field(default_factory=dict)
+    score: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,11 @@ class Card:
     def main_score(self) -> MainScore:
         """The score that its runs are compared by."""
         return MAIN_SCORES[self.task]
+
+    @property
+    def truth(self) -> Truth:
+        """The labels that its predictions are scored on: those that it gives, unless its task says otherwise."""
+        return TRUTHS.get(self.task, Truth(self.gives))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +232,15 @@ class Stream:
             by (seed, stream, draw).
         share: images of this stream in a step, as a multiple of `batch_size`.
         copies: how often an image with these labels comes in one pass over the stream; once unless given.
+        live: the transform reads what training steps change, such as corrected labels; it is then called by the
+            training process itself, just before the step, whatever the number of loader workers.
     """
 
     source: Literal["labeled", "unlabeled", "ood"]
     transform: Callable[[Sample], Views]
     share: float = 1.0
     copies: Callable[[Sample], int] | None = None
+    live: bool = False
 
 
 class NonFiniteLoss(RuntimeError):
@@ -225,6 +262,8 @@ class Method(lightning.LightningModule):
     "whether a validation also computes the slow scores"
     results: dict[str, Any]
     "the scores of the last validation, as `evaluate --json` prints them"
+    ood_samples: Sequence[Sample] = ()
+    "the images of no class, read anew at each access; set before `prepare` where a method needs them"
 
     def __init__(
         self,
@@ -290,14 +329,16 @@ class Method(lightning.LightningModule):
     def after_step(self) -> None:
         """Called after each optimiser step (moving averages of weights, thresholds)."""
 
-    def prepare(self, samples: Sequence[Sample]) -> None:
+    def prepare(self, samples: Sequence[Sample], scratch: Path) -> None:
         """Measure what the training has to know of all its images beforehand; nothing unless a method says so.
 
         It is called before the first step, and again where a run goes on, with the same images; what it measures
         belongs into the state of `network`, and has to be the same then.
 
         Args:
-            samples: the labelled training images, read anew at each access.
+            samples: the labelled training images, read anew at each access; may be kept for passes during the training.
+            scratch: a folder for files that the training needs, such as labels that it changes; it is the same where
+                a run goes on, and removed when the run is finished.
         """
 
     def complete(self, samples: Sequence[Sample], scratch: Path) -> None:
@@ -308,7 +349,14 @@ class Method(lightning.LightningModule):
 
         Args:
             samples: the labelled training images, read anew at each access.
-            scratch: a folder for files that are not needed afterwards, such as cached features.
+            scratch: the folder of `prepare`, for files that are not needed afterwards, such as cached features.
+        """
+
+    def report(self, folder: Path) -> None:
+        """Write what is to be told of the training beside its scores, as plain data; nothing unless a method says so.
+
+        Args:
+            folder: the run's; the report draws the files that it knows.
         """
 
     @abstractmethod

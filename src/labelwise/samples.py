@@ -25,6 +25,7 @@ class Kind(StrEnum):
     TAGS = "tags"
     POINTS = "points"
     CAPTIONS = "captions"
+    MAPS = "maps"
 
 
 DERIVABLE: dict[Kind, frozenset[Kind]] = {
@@ -34,6 +35,7 @@ DERIVABLE: dict[Kind, frozenset[Kind]] = {
     Kind.TAGS: frozenset(),
     Kind.POINTS: frozenset({Kind.TAGS}),
     Kind.CAPTIONS: frozenset(),
+    Kind.MAPS: frozenset({Kind.TAGS}),
 }
 """The weaker kinds that can be derived from a stronger one."""
 
@@ -42,6 +44,22 @@ def with_derivable(kinds: Iterable[Kind]) -> frozenset[Kind]:
     """The kinds and everything that can be derived from them."""
     given = frozenset(kinds)
     return given.union(*(DERIVABLE[kind] for kind in given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMaps:
+    """How much each pixel of an image speaks for each of its tags, such as class activation maps; made, never drawn.
+
+    Each map is divided by its own maximum. The coarse ones are no reduction of the fine ones: both come from the
+    network's own maps.
+    """
+
+    labels: Tensor
+    "[N] int64 class numbers, never the background"
+    fine: Tensor
+    "[N, H, W] float32 from 0 to 1, at the image's size"
+    coarse: Tensor
+    "[N, ceil(H / 4), ceil(W / 4)] float32 from 0 to 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +93,7 @@ class Sample:
     point_labels: Tensor | None = None
     "[P] int64"
     captions: tuple[str, ...] | None = None
+    maps: ScoreMaps | None = None
 
     def transformed(self, transform: Callable[[dict[str, Any]], dict[str, Any]]) -> Sample:
         """Apply a `torchvision.transforms.v2` transform jointly to the image and every label."""
@@ -110,6 +129,7 @@ class Batch:
     points: list[Tensor] | None = None
     point_labels: list[Tensor] | None = None
     captions: list[tuple[str, ...]] | None = None
+    maps: list[ScoreMaps] | None = None
     targets: dict[str, list[Tensor]] = field(default_factory=dict)
     "as of `Views`, one tensor per image"
 
@@ -149,6 +169,7 @@ _LISTED = (
     "points",
     "point_labels",
     "captions",
+    "maps",
 )
 
 

@@ -18,13 +18,15 @@ from labelwise.files import atomic_file
 from labelwise.hardware import process_rank
 from labelwise.loaders import evaluation_loader
 from labelwise.method import Method
+from labelwise.models.cam import seed
 from labelwise.monitoring import clean_pseudo_labels, read_bounded
-from labelwise.reports.pictures import contact_sheet, draw_boxes, legend_entries, overlay, text_panel
-from labelwise.samples import IGNORE_INDEX, Kind, Sample
+from labelwise.reports.pictures import contact_sheet, draw_boxes, legend_entries, map_overlay, overlay, text_panel
+from labelwise.samples import IGNORE_INDEX, Kind, Sample, ScoreMaps
 from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.detection import DetectionMethod
 from labelwise.tasks.few_masks import FewMasksMethod
 from labelwise.tasks.instances import InstanceMethod, boxes_of_instances
+from labelwise.tasks.localization import LocalizationMethod
 
 _PICTURED = 6
 _CELL = 160
@@ -43,7 +45,7 @@ def score(method: Method, dataset: DataSet, ids: Sequence[str], trainer: lightni
         in pixels -> percent); for classification `map`, `ap` and, where every image has one class, `top1` and `top5`.
     """
     loader = evaluation_loader(
-        dataset, ids, method.card.gives, rank=process_rank(), world=trainer.world_size, workers=0
+        dataset, ids, method.card.truth.kinds, rank=process_rank(), world=trainer.world_size, workers=0
     )
     method.thorough = True
     # A training without evaluations of its own has switched validation off.
@@ -68,10 +70,13 @@ def write_prediction_sheet(
     chosen = [ids[position] for position in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
     classifiers = {title: method for title, method in trained.items() if isinstance(method, ClassificationMethod)}
     detectors = {title: method for title, method in trained.items() if isinstance(method, DetectionMethod)}
+    localizers = {title: method for title, method in trained.items() if isinstance(method, LocalizationMethod)}
     if classifiers:
         sheet = _tag_sheet(classifiers, dataset, chosen)
     elif detectors:
         sheet = _object_sheet(detectors, dataset, chosen)
+    elif localizers:
+        sheet = _map_sheet(localizers, dataset, chosen)
     else:
         sheet = _mask_sheet(trained, dataset, chosen)
     _save(sheet, path)
@@ -139,6 +144,30 @@ def draw_detections(
     return draw_boxes(
         image.numpy(), found.boxes.numpy(), found.labels.numpy(), classes.names, classes.palette, scores, masks
     )
+
+
+def _map_sheet(trained: Mapping[str, LocalizationMethod], dataset: DataSet, chosen: Sequence[str]) -> Image.Image:
+    """Image, truth where there is a mask, and each method's score maps of the true tags with their seed."""
+    classes = dataset.classes
+    have = dataset.having(Kind.MASKS, chosen)
+    rows: list[list[Image.Image]] = []
+    shown: list[np.ndarray] = []
+    for id in chosen:
+        sample = dataset.read(id, {Kind.TAGS, *([Kind.MASKS] if id in have else [])})
+        assert sample.tags is not None
+        image = sample.image.numpy()
+        truth = np.zeros(image.shape[1:], np.uint8) if sample.mask is None else sample.mask.numpy()
+        panels = [overlay(image, truth, classes.palette, background=classes.background)]
+        for method in trained.values():
+            maps, mask = localized(method, sample.image, sample.tags.nonzero().flatten())
+            panels.append(map_overlay(image, maps.fine.numpy(), maps.labels.numpy(), classes.palette))
+            panels.append(overlay(image, mask, classes.palette, background=classes.background))
+            shown.append(mask)
+        rows.append([Image.fromarray(image.transpose(1, 2, 0)), *panels])
+        shown.append(truth)
+    legend = legend_entries(shown, classes.names, classes.palette)
+    titles = [title for name in trained for title in (name, "seed")]
+    return contact_sheet(rows, ["image", "truth", *titles], chosen, legend=legend)
 
 
 def _mask_sheet(trained: Mapping[str, Method], dataset: DataSet, chosen: Sequence[str]) -> Image.Image:
@@ -222,6 +251,15 @@ def predicted_mask(method: Method, image: torch.Tensor) -> np.ndarray:
     method.eval()
     scores: torch.Tensor = method.predict(image.as_subclass(torch.Tensor)[None].to(method.device))
     return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def localized(method: LocalizationMethod, image: torch.Tensor, labels: torch.Tensor) -> tuple[ScoreMaps, np.ndarray]:
+    """The score maps of some classes in one [3, H, W] uint8 image, and the mask that they stand for, [H, W] uint8."""
+    method.eval()
+    maps = method.localize(image, labels)
+    assert method.classes.background is not None
+    mask = seed(maps.fine, maps.labels, method.config.background, method.classes.background)
+    return maps, mask.numpy()
 
 
 @torch.no_grad()

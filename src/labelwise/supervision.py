@@ -32,7 +32,7 @@ from labelwise.errors import BadFile, UserError, did_you_mean
 from labelwise.samples import Kind, Sample
 
 NONE = "none"
-_STRENGTH = (Kind.INSTANCES, Kind.MASKS, Kind.BOXES, Kind.POINTS, Kind.TAGS, Kind.CAPTIONS)
+_STRENGTH = (Kind.INSTANCES, Kind.MASKS, Kind.BOXES, Kind.POINTS, Kind.MAPS, Kind.TAGS, Kind.CAPTIONS)
 
 
 @dataclass(frozen=True)

@@ -247,23 +247,23 @@ def test_a_few_steps_on_one_batch_lower_every_term() -> None:
 # ---------------------------------------------------------------- statistics
 
 
-def test_coefficients_are_measured_before_the_training() -> None:
+def test_coefficients_are_measured_before_the_training(tmp_path: Path) -> None:
     ese_seg = method(coefficient_scale="measured", basis="monomial")
     samples = [sample(ellipse(60, 90, 40, 30, 12 + size, 22 - size)) for size in range(6)]
-    ese_seg.prepare(samples)
+    ese_seg.prepare(samples, tmp_path)
     codec = ese_seg.network.codec
     once = codec.mean.clone(), codec.spread.clone()
     assert float(once[1].max()) > 10 * float(once[1].min())
-    ese_seg.prepare(samples)
+    ese_seg.prepare(samples, tmp_path)
     assert torch.equal(codec.mean, once[0])
     assert torch.equal(codec.spread, once[1])
     with pytest.raises(UserError, match="too few objects"):
-        ese_seg.prepare(samples[:1])
+        ese_seg.prepare(samples[:1], tmp_path)
 
 
-def test_on_sbd_nothing_is_measured() -> None:
+def test_on_sbd_nothing_is_measured(tmp_path: Path) -> None:
     ese_seg = method()
-    ese_seg.prepare([])
+    ese_seg.prepare([], tmp_path)
     codec = ese_seg.network.codec
     assert codec.mean.tolist() == pytest.approx([SBD_OFFSET] + [0] * 17)
     assert bool((codec.spread == 1).all())

@@ -123,7 +123,7 @@ def test_the_statistics_are_measured_before_training_unless_they_are_fixed(tmp_p
     images = [replace(sample(), boxes=boxes, box_labels=LABELS, difficult=torch.tensor([False, True]))]
     fixed, measured = (method(proposals=str(folder), target_statistics=each) for each in ("fixed", "empirical"))
     for each in (fixed, measured, measured):
-        each.prepare(images)
+        each.prepare(images, tmp_path)
     assert torch.equal(fixed.head.offset_deviation, torch.tensor(FIXED_DEVIATIONS).expand(3, 4))
     expected = offset_statistics(offset_moments(around(BOXES, 30), BOXES[:1], LABELS[:1] - 1, 2, 0.5))
     torch.testing.assert_close(measured.head.offset_mean, expected[0])

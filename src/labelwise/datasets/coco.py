@@ -312,6 +312,8 @@ class COCO(DataSet):
 
     def _source(self, id: str, kind: Kind) -> tuple[Document, int] | None:
         """The file that has labels of this kind for an image, and the image's place in it."""
+        if kind is Kind.MAPS:
+            return None
         part = "captions" if kind is Kind.CAPTIONS else "instances"
         for split in self._splits_of.get(id, ()):
             place = self._listing(split, part).get(id)

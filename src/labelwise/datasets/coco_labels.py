@@ -78,7 +78,7 @@ class Objects:
             case Kind.POINTS:
                 points, labels = points_of_mask(self._mask)
                 return {"points": tv_tensors.KeyPoints(points, canvas_size=self._size), "point_labels": labels}
-            case Kind.CAPTIONS:
+            case Kind.CAPTIONS | Kind.MAPS:
                 return {}
 
     @cached_property

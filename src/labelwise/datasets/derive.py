@@ -18,13 +18,14 @@ ORIGINS: dict[Kind, tuple[Kind, ...]] = {
     Kind.MASKS: (Kind.MASKS,),
     Kind.INSTANCES: (Kind.INSTANCES,),
     Kind.BOXES: (Kind.BOXES, Kind.INSTANCES),
-    Kind.TAGS: (Kind.TAGS, Kind.BOXES, Kind.MASKS, Kind.POINTS),
+    Kind.TAGS: (Kind.TAGS, Kind.BOXES, Kind.MAPS, Kind.MASKS, Kind.POINTS),
     Kind.POINTS: (Kind.POINTS, Kind.MASKS),
     Kind.CAPTIONS: (Kind.CAPTIONS,),
+    Kind.MAPS: (Kind.MAPS,),
 }
 """Where a kind comes from, best first: its own files, or the labels that it can be derived from.
 
-Masks, tags and points never come from instances, because in every layout that is read an image with instances has a
+Score maps are made from tags, which their seed may have lost. Masks, tags and points never come from instances, because in every layout that is read an image with instances has a
 mask as well.
 """
 

@@ -28,7 +28,7 @@ from labelwise.samples import Kind, Sample
 Progress = Callable[[Iterable[str], int], Iterable[str]]
 """Wraps the ids as they are checked, given how many there are; draws the bar."""
 
-_VERSION = 2
+_VERSION = 3
 _KINDS = tuple(Kind)
 _IMAGE = 0
 _COLUMN = {kind: column for column, kind in enumerate(_KINDS, start=1)}

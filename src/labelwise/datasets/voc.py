@@ -28,6 +28,7 @@ from labelwise.datasets.listing import (
     read_lines,
     stems,
 )
+from labelwise.datasets.score_maps import encode_score_maps
 from labelwise.datasets.voc_labels import Labels, format_points, read_tag_list
 from labelwise.datasets.voc_xml import format_annotation, read_annotation
 from labelwise.datasets.writing import file_name, put_image, take_image
@@ -67,6 +68,7 @@ _MORE_MASKS = "SegmentationClassAug"
 _OBJECTS = "SegmentationObject"
 _POINTS = "Points"
 _CAPTIONS = "Captions"
+_MAPS = "ScoreMaps"
 _LISTS = ("Segmentation", "Main")
 _SUFFIXES: dict[str, Sequence[str]] = {
     _IMAGES: IMAGE_SUFFIXES,
@@ -76,6 +78,7 @@ _SUFFIXES: dict[str, Sequence[str]] = {
     _OBJECTS: (".png",),
     _POINTS: (".json",),
     _CAPTIONS: (".txt",),
+    _MAPS: (".npz",),
     "ImageSets/Segmentation": (".txt",),
     "ImageSets/Main": (".txt",),
 }
@@ -94,6 +97,7 @@ class VOC(DataSet):
     ``ImageSets/Main/<class>_<split>.txt``    tags: ``<id> 1``, ``-1``, or ``0`` where all objects are difficult
     ``Points/<id>.json``                      points, see `voc_labels.read_points`
     ``Captions/<id>.txt``                     captions, one per line
+    ``ScoreMaps/<id>.npz``                    score maps, see `score_maps.read_score_maps`
     ``ImageSets/{Segmentation,Main}``         id lists: the splits
     ``classes.txt``                           class names, see `listing.read_classes`
     ========================================  ======================================================================
@@ -260,6 +264,8 @@ class VOC(DataSet):
         if sample.captions is not None:
             captions = [" ".join(caption.split()) for caption in sample.captions]
             self._put(_CAPTIONS, id, ".txt", "".join(f"{caption}\n" for caption in captions).encode())
+        if sample.maps is not None:
+            self._put(_MAPS, id, ".npz", encode_score_maps(sample.maps, self.classes))
         if sample.tags is not None:
             self._written_tags[id] = sample.tags
 
@@ -323,6 +329,8 @@ class VOC(DataSet):
                 return self._first(id, _POINTS)
             case Kind.CAPTIONS:
                 return self._first(id, _CAPTIONS)
+            case Kind.MAPS:
+                return self._first(id, _MAPS)
 
     def _first(self, id: str, *folders: str) -> tuple[str, ...]:
         found = (f"{folder}/{self._names(folder)[id]}" for folder in folders if id in self._names(folder))

@@ -24,9 +24,10 @@ from labelwise.datasets.derive import (
 )
 from labelwise.datasets.images import read_labels, read_mask, read_text, refuse
 from labelwise.datasets.listing import read_lines
+from labelwise.datasets.score_maps import read_score_maps
 from labelwise.datasets.voc_xml import read_annotation
 from labelwise.errors import did_you_mean
-from labelwise.samples import IGNORE_INDEX, Kind
+from labelwise.samples import IGNORE_INDEX, Kind, ScoreMaps
 
 if TYPE_CHECKING:
     from labelwise.datasets.voc import VOC
@@ -51,6 +52,7 @@ class Fields(TypedDict, total=False):
     points: tv_tensors.KeyPoints
     point_labels: Tensor
     captions: tuple[str, ...]
+    maps: ScoreMaps
 
 
 class Labels:
@@ -88,9 +90,15 @@ class Labels:
                 return self._points(origin)
             case Kind.CAPTIONS:
                 return {"captions": read_captions(self._file(kind))}
+            case Kind.MAPS:
+                return {"maps": self._maps}
 
     def _file(self, kind: Kind) -> Path:
         return self._dataset.label_files(self._id, kind)[0]
+
+    @cached_property
+    def _maps(self) -> ScoreMaps:
+        return read_score_maps(self._file(Kind.MAPS), self._classes, self._size)
 
     @property
     def _classes(self) -> Classes:
@@ -150,6 +158,8 @@ class Labels:
                 return tags_of_labels(fields["box_labels"], self._classes, fields["difficult"])
             case Kind.MASKS:
                 return tags_of_mask(self._mask, self._classes)
+            case Kind.MAPS:
+                return tags_of_labels(self._maps.labels, self._classes)
             case _:
                 return tags_of_labels(self._points(Kind.POINTS)["point_labels"], self._classes)
 

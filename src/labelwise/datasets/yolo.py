@@ -130,7 +130,7 @@ class YOLO(DataSet):
 
     def having(self, kind: Kind, ids: Collection[str]) -> frozenset[str]:
         """Those of the ids with a text file; for instances and masks only if the first files have polygons."""
-        if kind is Kind.CAPTIONS or (kind not in (Kind.BOXES, Kind.TAGS) and not self._has_polygons):
+        if kind in (Kind.CAPTIONS, Kind.MAPS) or (kind not in (Kind.BOXES, Kind.TAGS) and not self._has_polygons):
             return frozenset()
         return frozenset(id for id in ids if id in self._images and self._images[id].label in self._label_names)
 

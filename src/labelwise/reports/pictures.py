@@ -62,6 +62,29 @@ def overlay(
     return Image.fromarray(drawn.round().astype(np.uint8))
 
 
+def map_overlay(
+    image: npt.ArrayLike, maps: npt.ArrayLike, labels: npt.ArrayLike, palette: npt.ArrayLike
+) -> Image.Image:
+    """Tint a grey image with score maps, each in the color of its class: the higher the score, the stronger.
+
+    Args:
+        image: [3, H, W] uint8.
+        maps: [N, H, W] from 0 to 1.
+        labels: [N] class numbers.
+        palette: [256, 3] uint8.
+    """
+    pixels, scores = np.asarray(image, dtype=np.float32), np.asarray(maps, dtype=np.float32)
+    grey = np.repeat(0.45 * pixels.mean(axis=0)[..., None] + 20, 3, axis=2)
+    if not len(scores):
+        return Image.fromarray(grey.astype(np.uint8))
+    best = scores.argmax(axis=0)
+    weight = 0.85 * scores.max(axis=0).clip(0, 1)[..., None]
+    colors = np.asarray(palette, dtype=np.float32)[np.asarray(labels)[best]]
+    # As bright as can be: a dark color would be lost in the grey.
+    lit = colors * 255 / colors.max(axis=2, keepdims=True).clip(min=1)
+    return Image.fromarray((grey * (1 - weight) + lit * weight).round().clip(0, 255).astype(np.uint8))
+
+
 def difference(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Image.Image:
     """Where a prediction differs from the truth: bright where it does, dark where it does not, hatched where ignored.
 

@@ -52,6 +52,20 @@ SCORE_NAMES = {
     "boundary_iou": "boundary IoU",
     "iou": "IoU",
     "ap": "average precision",
+    "seed_miou": "seed mean IoU",
+    "best_seed_miou": "best seed mean IoU on the way",
+    "seed_false_positive": "over-activation of seeds",
+    "seed_false_negative": "under-activation of seeds",
+    "seed_iou": "seed IoU",
+    "false_positive": "over-activation",
+    "false_negative": "under-activation",
+    "gt_known": "GT-known localisation",
+    "top1_localization": "top-1 localisation",
+    "top5_localization": "top-5 localisation",
+    "max_box_acc": "MaxBoxAcc",
+    "max_box_acc_v2": "MaxBoxAccV2",
+    "pxap": "PxAP",
+    "peak_iou": "peak IoU",
 }
 """How the keys of a result are written out."""
 

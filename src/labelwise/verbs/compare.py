@@ -67,6 +67,7 @@ def compare(
     options: Mapping[str, Any] | None = None,
     forms: Mapping[str, Form] | None = None,
     costs: Mapping[str, float] | None = None,
+    metric: str | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
     """Train every method on every label specification and seed, and compare the scores.
@@ -90,6 +91,7 @@ def compare(
         forms: methods with options of their own, under the names by which tables and pictures tell them apart, so
             that a method can be compared with itself; `{"fcn, stride 32": Form("fcn", {"stride": 32})}`.
         costs: kind of label -> seconds of annotation, instead of the published ones (`labelwise.costs`).
+        metric: what to compare by, as `evaluate --json` names it, instead of the task's main score.
         hardware: where and how fast to compute.
 
     Returns:
@@ -113,13 +115,15 @@ def compare(
         "options": {name: asdict(config) for name, (_, config) in prepared.items()},
     }
     card = _common_task({name: method for name, (method, _) in prepared.items()})
+    metric = metric or card.main_score.key
     labels = labels or (card.needs.all_labels,)
     monitors = _monitors({name: method for name, (method, _) in prepared.items()}, monitor)
     folder = Path(out) if out else Path("runs") / f"compare-{'-'.join(names)}-{data.resolve().name}"
     before = _before(folder, settings)
-    for method, _ in prepared.values():
+    for method, config in prepared.values():
         for spec in labels:
-            prepare_material(method, data, spec, split, val_split, 0, skip_broken)
+            ood = getattr(config, "ood", "")
+            prepare_material(method, data, spec, split, val_split, 0, skip_broken, ood)
     shown = _pictured_ids(prepared[names[0]][0], data, val_split, skip_broken)
     runs = []
     for spec, seed, name in _combinations(names, labels, seeds):
@@ -127,13 +131,13 @@ def compare(
         call = {"data": data, "labels": spec, "preset": preset, "out": run, "split": split}
         call |= {"val_split": val_split, "seed": seed, "skip_broken": skip_broken, "monitor": monitors[name]}
         result = train_anywhere(compared[name].method, call, per_form[name], hardware)
-        entry = {"method": name, "labels": spec, "seed": seed, "score": result[card.main_score.key]}
+        entry = {"method": name, "labels": spec, "seed": seed, "score": _score(result, metric, data, val_split)}
         runs.append(entry | _measured(result) | {"folder": run.relative_to(folder).as_posix()})
     comparison = settings | {
         "options": before.get("options", {}) | settings["options"],
         "preset": preset,
         "task": card.task,
-        "metric": card.main_score.key,
+        "metric": metric,
         "labels": list(dict.fromkeys([*before.get("labels", ()), *labels])),
         "methods": list(dict.fromkeys([*names, *before.get("methods", ())])),
         "baseline": names[0],
@@ -143,6 +147,18 @@ def compare(
         "runs": _with_minutes(_extended(before.get("runs", ()), runs), folder, data, split, seconds),
     }
     return _written(folder, comparison, data, shown)
+
+
+def _score(result: Mapping[str, Any], metric: str, data: Path, split: str) -> float:
+    """The score that runs are compared by.
+
+    Raises:
+        UserError: the labels of the split did not allow it.
+    """
+    value = result.get(metric)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"--data {data}: the labels of split '{split}' give no {metric}; take a split with masks")
+    return float(value)
 
 
 def _combinations(names: Sequence[str], labels: Sequence[str], seeds: int) -> Iterator[tuple[str, int, str]]:
@@ -233,7 +249,7 @@ def _pictured_ids(method: type[Method], data: Path, split: str, skip_broken: boo
         UserError: there is none.
     """
     dataset = datasets.open(data)
-    kinds = method.card.gives
+    kinds = method.card.truth.required
     ids = labelled_ids(dataset, split, kinds)
     return usable(ids, broken_ids(dataset, dict.fromkeys(ids, kinds), skip_broken), f"split '{split}' of {data}")
 

@@ -212,7 +212,7 @@ def _kept_by_coco(sample: Sample, target: DataSet, polygons: bool) -> tuple[Samp
 
 def _kept_by_yolo(sample: Sample, target: DataSet, polygons: bool) -> tuple[Sample, list[str]]:
     lost = _lost_masks_and_tags(sample, target, outlined=polygons)
-    lost += [kind for kind in ("points", "captions") if getattr(sample, kind) is not None]
+    lost += [kind for kind in ("points", "captions", "maps") if getattr(sample, kind) is not None]
     if sample.difficult is not None and sample.difficult.any():
         lost.append("difficult")
     if not polygons and sample.instances is not None:

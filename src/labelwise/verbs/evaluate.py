@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from labelwise.saved import load_model
 from labelwise.scoring import score, write_prediction_sheet
 from labelwise.tasks.segmentation import SegmentationMethod
 from labelwise.verbs.crf import tune_crf
+from labelwise.verbs.label_scores import is_label_folder, score_labels, write_label_sheet
 from labelwise.verbs.preparation import broken_ids, labelled_ids, require_same_classes, usable
 
 
@@ -36,10 +38,10 @@ def evaluate(
     tune_crf: int = 0,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
-    """Score a trained model.
+    """Score a trained model; or the labels of a data set, such as pseudo-labels, against those of another.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a data set's with masks or score maps.
         data: the data set's folder.
         split: the split to score on.
         skip_broken: leave out images with broken files, and count them, instead of stopping.
@@ -56,7 +58,7 @@ def evaluate(
         it) and, where every image has one class, `top1` and `top5`; for detection `map` and `ap` as the model's
         configuration reads them, both readings of VOC, COCO's, the precision-recall `curves` and the recall of the
         `proposals`; for instance segmentation `map` and `ap` (AP^r of SDS at 0.5), `map_r` of each variant, `curves`
-        and the scores of the `boxes`; of all `images`, `skipped` and `protocol`.
+        and the scores of the `boxes`; of labels see `score_labels`; of all `images`, `skipped` and `protocol`.
 
     Raises:
         UserError: no such run, a data set of other classes, or no labelled image in the split.
@@ -64,12 +66,20 @@ def evaluate(
     """
     inference = inference or InferenceOptions()
     _refuse_other_folder(out)
+    if is_label_folder(Path(run)):
+        if tune_crf or inference.changed:
+            raise UserError(f"{run}: holds labels, not a model; it takes no {inference or 'CRF'}")
+        results = score_labels(Path(run), Path(data), split, skip_broken)
+        if out is not None:
+            _write_page(Path(out), results, partial(write_label_sheet, Path(run), Path(data), split))
+        return results
     method = load_model(Path(run), inference)
     dataset = datasets.open(Path(data))
     require_same_classes(method.classes, dataset)
     require_at_least("tune_crf", tune_crf, 0)
-    ids = labelled_ids(dataset, split, method.card.gives)
-    broken = broken_ids(dataset, dict.fromkeys(ids, method.card.gives), skip_broken)
+    truth = method.card.truth
+    ids = labelled_ids(dataset, split, truth.required)
+    broken = broken_ids(dataset, dict.fromkeys(ids, truth.kinds), skip_broken)
     kept = usable(ids, broken, f"split '{split}' of {data}")
     if tune_crf:
         method = _tuned(method, dataset, kept[:tune_crf], Path(run), inference)
@@ -81,7 +91,8 @@ def evaluate(
     protocol = ", ".join(filter(None, said))
     results |= {"skipped": sorted(broken), "protocol": protocol}
     if out is not None and process_rank() == 0:
-        _write_page(Path(out), method, dataset, kept, results)
+        sheet = partial(write_prediction_sheet, {method.card.name: method}, dataset, kept)
+        _write_page(Path(out), results, sheet)
     return results
 
 
@@ -94,10 +105,10 @@ def _refuse_other_folder(out: Path | None) -> None:
         raise UserError(f"--out {out}: holds something else than an evaluation; name a new or empty folder")
 
 
-def _write_page(out: Path, method: Method, dataset: DataSet, ids: Sequence[str], results: dict[str, Any]) -> None:
+def _write_page(out: Path, results: dict[str, Any], write_sheet: Callable[[Path], None]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / RESULTS, json.dumps(results, indent=2))
-    write_prediction_sheet({method.card.name: method}, dataset, ids, out / "pictures" / "predictions.png")
+    write_sheet(out / "pictures" / "predictions.png")
     write_run_report(out)
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from labelwise.datasets.derive import tags_of_labels
 from labelwise.datasets.images import encode_mask, read_image, write_mask
 from labelwise.datasets.voc_xml import format_annotation
 from labelwise.detections import Detections
@@ -21,11 +22,12 @@ from labelwise.files import atomic_file, atomic_write
 from labelwise.method import Method
 from labelwise.reports.pictures import overlay
 from labelwise.runs import read_json
-from labelwise.samples import Kind, Sample
-from labelwise.scoring import detected, draw_detections, predicted_mask, predicted_tags
+from labelwise.samples import Kind, Sample, ScoreMaps
+from labelwise.scoring import detected, draw_detections, localized, predicted_mask, predicted_tags
 from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.detection import DetectionMethod
 from labelwise.tasks.instances import InstanceMethod
+from labelwise.tasks.localization import LocalizationMethod
 
 _MOST = 254
 "The most objects of a palette PNG: 0 is none of them, 255 is not known."
@@ -36,8 +38,12 @@ class Output(ABC):
 
     kind: ClassVar[Kind]
     "the labels that it writes into a data set"
+    reads: ClassVar[frozenset[Kind]] = frozenset()
+    "labels of a data set that the prediction starts from, where an image has them"
     suffix: ClassVar[str]
     "the ending of the file that holds a prediction"
+    with_tags: ClassVar[bool] = False
+    "whether tags are written into a data set beside these labels"
 
     def __init__(self, method: Method, precision: str, least_score: float) -> None:
         """Remember the model.
@@ -140,6 +146,67 @@ class TagOutput(Output):
     def labels(self, sample: Sample) -> Sample:
         """A sample with its predicted tags."""
         return replace(sample, tags=self.tags(sample.image)[1])
+
+
+class MapOutput(Output):
+    """Where each class was found: score maps, their seed as a palette PNG, and the tags in a JSON file.
+
+    In a data set the maps are those of its tags; only an image without any is given the predicted ones.
+    """
+
+    kind = Kind.MAPS
+    reads = frozenset({Kind.TAGS})
+    suffix = ".png"
+    with_tags = True
+    method: LocalizationMethod
+
+    def files(self, out: Path, image: Path) -> tuple[Path, ...]:
+        """The seed and the file with the scores."""
+        return self.file(out, image), self.file(out, image).with_suffix(".json")
+
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
+        """The probability of each class. [3, H, W] uint8 -> [K]."""
+        with self.computing(), torch.no_grad():
+            self.method.eval()
+            logits = self.method.predict(image.as_subclass(torch.Tensor)[None].to(self.method.device))
+        return logits[0].float().sigmoid().cpu()
+
+    def maps(self, image: torch.Tensor, labels: torch.Tensor) -> tuple[ScoreMaps, np.ndarray]:
+        """The score maps of these classes, and the mask that they stand for, [H, W] uint8."""
+        with self.computing():
+            return localized(self.method, image, labels)
+
+    def write(self, image: Path, out: Path) -> dict[str, Any]:
+        """Write the seed of the predicted tags, the scores of all classes, and an overlay."""
+        classes = self.method.classes
+        pixels = read_image(image)
+        scores = self.scores(pixels)
+        labels = self.method.tags(scores)
+        mask = self.maps(pixels, labels)[1]
+        file, picture_file = self.file(out, image), overlay_file(out, image)
+        _save(overlay(pixels.numpy(), mask, classes.palette, background=classes.background), picture_file)
+        write_mask(file, torch.from_numpy(mask), classes)
+        said = {
+            "tags": [classes.names[label] for label in labels.tolist()],
+            "scores": {
+                name: round(value, 6) for name, value in zip(self.method.tag_names, scores.tolist(), strict=True)
+            },
+        }
+        atomic_write(file.with_suffix(".json"), json.dumps({"image": image.name, **said}, indent=2))
+        return {"mask": str(file), "overlay": str(picture_file), **said}
+
+    def labels(self, sample: Sample) -> Sample:
+        """A sample with the score maps of its tags and their seed."""
+        labels = self.known_labels(sample)
+        maps, mask = self.maps(sample.image, labels)
+        tags = tags_of_labels(labels, self.method.classes)
+        return replace(sample, tags=tags, maps=maps, mask=tv_tensors.Mask(torch.from_numpy(mask)))
+
+    def known_labels(self, sample: Sample) -> torch.Tensor:
+        """The class numbers of a sample's tags, or the predicted ones where it has no tags. -> [N] int64."""
+        if sample.tags is None:
+            return self.method.tags(self.scores(sample.image))
+        return sample.tags.nonzero().flatten()
 
 
 class BoxOutput(Output):
@@ -248,6 +315,7 @@ _OUTPUTS: tuple[tuple[type[Method], type[Output]], ...] = (
     (InstanceMethod, ShapeOutput),
     (DetectionMethod, BoxOutput),
     (ClassificationMethod, TagOutput),
+    (LocalizationMethod, MapOutput),
     (Method, MaskOutput),
 )
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from labelwise import datasets
+from labelwise.datasets.base import Classes, DataSet
 from labelwise.datasets.images import IMAGE_SUFFIXES, read_image
 from labelwise.datasets.voc import VOC
 from labelwise.errors import UserError, require_share
@@ -21,7 +22,7 @@ from labelwise.method import Method
 from labelwise.models.dense_crf import CRFParameters
 from labelwise.progress import watched
 from labelwise.runs import read_json
-from labelwise.samples import Kind
+from labelwise.samples import Kind, Sample
 from labelwise.saved import WEIGHTS, load_model
 from labelwise.tasks.segmentation import SegmentationMethod
 from labelwise.verbs.outputs import Output, output_of
@@ -98,11 +99,12 @@ def annotate(
 ) -> dict[str, Any]:
     """Predict a split and write images and predicted labels as a new data set in VOC layout.
 
-    The images are copied as they are. An unfinished data set is completed when the same call is made again.
+    The images are copied as they are. An unfinished data set is completed when the same call is made again. Score maps
+    are made of the tags of an image where it has any, refined masks from its score maps; no other label is read.
 
     Args:
         run: the run's folder.
-        data: the data set's folder; its labels are not read.
+        data: the data set's folder.
         out: the new data set's folder, which must be empty or not exist.
         split: the split to annotate; the new data set has a split of the same name.
         skip_broken: leave out images that cannot be read instead of stopping.
@@ -130,16 +132,18 @@ def annotate(
         "crf": str(_crf(output.method)),
         "least_score": least_score,
     }
-    _refuse_other_data(Path(out), origin)
+    refuse_other_data(Path(out), origin)
     ids = dataset.ids(split)
-    broken = broken_ids(dataset, dict.fromkeys(ids, frozenset()), skip_broken)
+    reads = {id: frozenset(kind for kind in output.reads if dataset.having(kind, [id])) for id in ids}
+    broken = broken_ids(dataset, reads, skip_broken)
     kept = usable(ids, broken, f"split '{split}' of {data}")
-    annotated = _started(Path(out), output.method, origin)
+    annotated = started(Path(out), output.method.classes, origin)
     missing = _unfinished(output, annotated, kept)
     for id in watched(missing, "annotating", len(missing)):
-        sample = dataset.read(id)
+        sample = dataset.read(id, reads[id])
         annotated.copy_image(id, dataset.image_file(id))
         annotated.write(output.labels(sample))
+    _carry_tags(output, dataset, annotated, sorted(set(kept) - set(missing)), reads)
     annotated.write_split(split, kept)
     return {"images": len(kept), "skipped": sorted(broken), "out": str(out)}
 
@@ -196,17 +200,28 @@ def _crf(method: Method) -> CRFParameters | None:
     return method.inference.crf if isinstance(method, SegmentationMethod) else None
 
 
-def _refuse_other_data(out: Path, origin: Mapping[str, Any]) -> None:
+def refuse_other_data(out: Path, origin: Mapping[str, Any], marker: str = ORIGIN) -> None:
+    """Check that a new data set can be written, or that an unfinished one can be gone on with.
+
+    Args:
+        out: its folder.
+        origin: what it is made from, and how.
+        marker: the file in which a started data set holds its origin.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a new or empty folder")
-    if out.is_dir() and any(out.iterdir()) and read_json(out / ORIGIN) != origin:
+    if out.is_dir() and any(out.iterdir()) and read_json(out / marker) != origin:
         raise UserError(f"--out {out}: holds something else than this call's data set; name a new or empty folder")
 
 
-def _started(out: Path, method: Method, origin: Mapping[str, Any]) -> VOC:
-    annotated = VOC.create(out, method.classes, durable=False)
-    atomic_write(out / ORIGIN, json.dumps(origin, indent=2))
-    return annotated
+def started(out: Path, classes: Classes, origin: Mapping[str, Any], marker: str = ORIGIN) -> VOC:
+    """A new data set that holds its origin, or the one that was started before."""
+    dataset = VOC.create(out, classes, durable=False)
+    atomic_write(out / marker, json.dumps(origin, indent=2))
+    return dataset
 
 
 def _unfinished(output: Output, annotated: VOC, ids: Sequence[str]) -> list[str]:
@@ -214,6 +229,18 @@ def _unfinished(output: Output, annotated: VOC, ids: Sequence[str]) -> list[str]
     done = annotated.having(output.kind, ids)
     missing = [id for id in ids if id not in done]
     return list(ids) if output.kind is Kind.TAGS and missing else missing
+
+
+def _carry_tags(
+    output: Output, dataset: DataSet, annotated: VOC, ids: Sequence[str], reads: Mapping[str, frozenset[Kind]]
+) -> None:
+    """Give tags again to the images that an earlier call has annotated: their lists are of the whole split."""
+    for id in ids if output.with_tags else ():
+        sample = dataset.read(id, reads[id] & {Kind.TAGS})
+        if sample.tags is None:
+            sample = annotated.read(id, {Kind.TAGS})
+        assert sample.tags is not None
+        annotated.write(Sample(id=id, image=sample.image, tags=(sample.tags != 0).to(torch.uint8)))
 
 
 def _digest(path: Path) -> str:

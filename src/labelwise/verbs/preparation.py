@@ -17,6 +17,7 @@ from labelwise.configuration import load_preset, make_config
 from labelwise.datasets.base import Classes, DataSet
 from labelwise.datasets.derive import with_derived
 from labelwise.datasets.index import Index
+from labelwise.datasets.ood import OodImages
 from labelwise.errors import BadFile, UserError
 from labelwise.files import cache_home
 from labelwise.method import Method, MethodConfig
@@ -40,6 +41,7 @@ class Material:
         validation: ids of the split that is scored.
         skipped: ids left out because a file of theirs is broken (`skip_broken`).
         needs: the kinds that the method learns from.
+        ood: the images of no class, where the method needs such.
     """
 
     dataset: DataSet
@@ -48,10 +50,16 @@ class Material:
     validation: tuple[str, ...]
     skipped: tuple[str, ...] = field(default=())
     needs: frozenset[Kind] = frozenset()
+    ood: OodImages | None = None
 
     def read(self, id: str) -> Sample:
         """Read a training image with the labels that supervision allows, and what the method needs of these."""
         return with_derived(self.streams.read(self.dataset, id), self.needs, self.dataset.classes)
+
+    def read_ood(self, id: str) -> Sample:
+        """Read an image of no class."""
+        assert self.ood is not None
+        return self.ood.read(id)
 
 
 def prepare_method(name: str, preset: str | None, options: Mapping[str, Any]) -> tuple[type[Method], MethodConfig]:
@@ -65,9 +73,26 @@ def prepare_method(name: str, preset: str | None, options: Mapping[str, Any]) ->
 
 
 def prepare_material(
-    method: type[Method], data: Path, labels: str, split: str, val_split: str, seed: int, skip_broken: bool
+    method: type[Method],
+    data: Path,
+    labels: str,
+    split: str,
+    val_split: str,
+    seed: int,
+    skip_broken: bool,
+    ood: str = "",
 ) -> Material:
     """Open a data set and check every file that a run will read.
+
+    Args:
+        method: what will learn.
+        data: the data set's folder.
+        labels: what the method may see.
+        split: to learn from.
+        val_split: to score on.
+        seed: of the choice of images.
+        skip_broken: leave out images with broken files instead of stopping.
+        ood: where images of no class are, for a method that needs them; see `OodImages`.
 
     Raises:
         UserError: the data set does not fit the method or the label specification, or the seed cannot be one.
@@ -79,9 +104,10 @@ def prepare_material(
     supervision = Supervision.parse(labels)
     _require_fit(method, supervision, labels)
     streams = supervision.streams(dataset, split, seed)
-    validation = _validation_ids(dataset, val_split, method.card.gives)
+    truth = method.card.truth
+    validation = _validation_ids(dataset, val_split, truth.required)
     wanted = {id: streams.allowed.get(id, frozenset()) for id in (*streams.labeled, *streams.unlabeled)}
-    wanted |= {id: wanted.get(id, frozenset()) | method.card.gives for id in validation}
+    wanted |= {id: wanted.get(id, frozenset()) | truth.kinds for id in validation}
     broken = broken_ids(dataset, wanted, skip_broken)
     labeled, unlabeled, validation = (
         tuple(id for id in ids if id not in broken) for ids in (streams.labeled, streams.unlabeled, validation)
@@ -94,10 +120,31 @@ def prepare_material(
         note("every image is labelled: the unlabelled stream draws the same images without their labels")
         unlabeled = labeled
     sources = {"labeled": labeled, "unlabeled": unlabeled}
-    material = Material(dataset, sources, streams, validation, tuple(sorted(broken)), method.card.needs.labels)
+    others = OodImages(dataset, ood) if method.card.needs.ood else None
+    if others is not None:
+        sources["ood"] = _usable_ood(others, skip_broken)
+    material = Material(dataset, sources, streams, validation, tuple(sorted(broken)), method.card.needs.labels, others)
     if Kind.MASKS in method.card.needs.labels and len(labeled) <= _FEW and (absent := _absent_classes(material)):
         note(f"--labels {labels}: no labelled image shows {', '.join(absent)}; the model cannot learn to find them")
     return material
+
+
+def _usable_ood(images: OodImages, skip_broken: bool) -> tuple[str, ...]:
+    """The images of no class that can be read.
+
+    Raises:
+        BadFile: one cannot be read and `skip_broken` is not set.
+    """
+    kept = []
+    for id in watched(images.ids, "checking images of no class", len(images.ids)):
+        error = images.check(id)
+        if error is not None and not skip_broken:
+            raise error
+        if error is None:
+            kept.append(id)
+        else:
+            note(f"skipped: {error.problem}")
+    return tuple(usable(kept, (), "--ood"))
 
 
 def broken_ids(dataset: DataSet, wanted: Mapping[str, frozenset[Kind]], skip_broken: bool) -> frozenset[str]:

@@ -108,8 +108,10 @@ def reproduce(
     place = out / (Path(data).resolve().name if data else _slug("shapes", *claim.scenes.items()))
     data = Path(data) if data else _drawn(place / "data", ShapesOptions(**claim.scenes))
     taken = _taken_over(method, claim, preset, options or {})
-    folder = place / _slug(Path(preset).stem, sides["baseline"].labels, *taken.items())
+    measured = [claim.score] if claim.score else []
+    folder = place / _slug(Path(preset).stem, sides["baseline"].labels, *taken.items(), *measured)
     call = {"data": data, "preset": preset, "seeds": seeds, "out": folder / "comparison", "hardware": hardware}
+    call |= {"metric": claim.score}
     # What the call says about the baseline itself wins.
     comparison = _compared(sides, call, {**taken, **(options or {})})
     margin = claim.margin if scale == "mini" else min(claim.margin, 0.0)

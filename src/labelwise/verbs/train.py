@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +38,9 @@ from labelwise.tasks.few_masks import FewMasksMethod
 from labelwise.verbs.preparation import Material, broken_ids, note, prepare_material, prepare_method
 from labelwise.verbs.stages import check_named, load_stages, make_stages, planned_runs
 from labelwise.verbs.starting import initial_weights
+
+_SCRATCH = "scratch-{}"
+"""The folder within a run's that a process keeps files in until the run is finished."""
 
 
 def train(
@@ -111,7 +114,8 @@ def train(
         if not (folder / PAGE).is_file():
             write_run_report(folder)
         return read_json(folder / "results.json")
-    material = prepare_material(method_class, Path(data), labels, split, val_split, seed, skip_broken)
+    ood = getattr(config, "ood", "")
+    material = prepare_material(method_class, Path(data), labels, split, val_split, seed, skip_broken, ood)
     monitored = _monitored(material, monitor, seed, skip_broken)
     if process_rank() == 0:
         _make_stages(run, method_class, config, material.dataset.classes, hardware)
@@ -227,45 +231,49 @@ def _fit(
         dataset=material.dataset,
         sources=material.sources,
         read=material.read,
+        read_ood=material.read_ood,
         validation=material.validation,
         folder=run.folder,
         seed=seed,
         hardware=hardware,
         monitor=PseudoLabelMonitor(material.dataset, monitored, run.folder) if monitored else None,
     )
-    learner.prepare(_Labeled(material, "preparing"))
+    scratch = _scratch(run.folder)
+    learner.ood_samples = _Images(material.sources.get("ood", ()), material.read_ood, "preparing")
+    learner.prepare(_Images(material.sources["labeled"], material.read, "preparing"), scratch)
     trainer = training.run()
     # Lightning leaves a trained model in the main memory.
     learner.to(trainer.strategy.root_device)
     with warnings.catch_warnings(record=True) as said:
-        learner.complete(_Labeled(material, "completing"), _scratch(run.folder))
+        learner.complete(_Images(material.sources["labeled"], material.read, "completing"), scratch)
     for warning in said:
         note(str(warning.message))
-    shutil.rmtree(_scratch(run.folder), ignore_errors=True)
+    if process_rank() == 0:
+        learner.report(run.folder)
     return score(learner, material.dataset, material.validation, trainer) if material.validation else {}
 
 
-class _Labeled(Sequence[Sample]):
-    """The labelled training images, each read when it is asked for."""
+class _Images(Sequence[Sample]):
+    """Training images of one source, each read when it is asked for."""
 
-    def __init__(self, material: Material, purpose: str) -> None:
-        self.material, self.ids, self.purpose = material, material.sources["labeled"], purpose
+    def __init__(self, ids: Sequence[str], read: Callable[[str], Sample], purpose: str) -> None:
+        self.ids, self.read, self.purpose = ids, read, purpose
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[Sample]:
-        return map(self.material.read, watched(self.ids, self.purpose, len(self.ids)))
+        return map(self.read, watched(self.ids, self.purpose, len(self.ids)))
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self.material.read(id) for id in self.ids[index]]
-        return self.material.read(self.ids[index])
+            return [self.read(id) for id in self.ids[index]]
+        return self.read(self.ids[index])
 
 
 def _scratch(folder: Path) -> Path:
     """Where this process may keep files until the run is finished."""
-    scratch = folder / f"scratch-{process_rank()}"
+    scratch = folder / _SCRATCH.format(process_rank())
     scratch.mkdir(exist_ok=True)
     return scratch
 
@@ -322,6 +330,8 @@ def _fit_and_report(
     run.write_results(results)
     _write_pictures(run, learner, material, monitored)
     run.record(status="finished", step=learner.total_steps, steps=learner.total_steps, seconds=seconds)
+    for scratch in run.folder.glob(_SCRATCH.format("*")):
+        shutil.rmtree(scratch, ignore_errors=True)
     write_run_report(run.folder)
     return results
 

@@ -265,7 +265,7 @@ class FastRCNN(ProposalMethod, ScaledMethod):
 
     # --------------------------------------------------------------- training
 
-    def prepare(self, samples: Sequence[Sample]) -> None:
+    def prepare(self, samples: Sequence[Sample], scratch: Path) -> None:
         """Measure mean and deviation of the offsets in each class over all regions with an object (section 2.3)."""
         if self.config.target_statistics == "fixed":
             return

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -289,7 +290,7 @@ class ESESeg(InstanceMethod):
         seen = without_vanished(_with_shapes(sample).transformed(self.geometric()))
         return Views(sample=Sample(id=seen.id, image=seen.image), targets=self.encoded(seen))
 
-    def prepare(self, samples: Sequence[Sample]) -> None:
+    def prepare(self, samples: Sequence[Sample], scratch: Path) -> None:
         """Measure the coefficients' mean and spread on the first training images, if they are to be measured.
 
         Raises:
