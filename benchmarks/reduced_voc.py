@@ -2,7 +2,7 @@
 
     python benchmarks/reduced_voc.py VOC2012 REDUCED [--long 200]
 
-Images are resized to this long side (anti-aliased), masks likewise (nearest); the splits stay.
+Images are resized to this long side (anti-aliased), masks (nearest) and boxes likewise; the splits stay.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torchvision import tv_tensors
@@ -22,13 +23,16 @@ from labelwise.samples import Kind, Sample
 
 
 def reduced(sample: Sample, long: int) -> Sample:
-    """The sample with its image and mask at this long side."""
+    """The sample with its image, mask and boxes at this long side."""
     height, width = sample.image.shape[-2:]
     size = [max(1, round(side * long / max(height, width))) for side in (height, width)]
     image = tv_tensors.Image(functional.resize_image(sample.image.as_subclass(Tensor), size, antialias=True))
     assert sample.mask is not None
     mask = functional.resize_mask(sample.mask.as_subclass(Tensor)[None], size)[0]
-    return replace(sample, image=image, mask=tv_tensors.Mask(mask))
+    labels: dict[str, Any] = {"mask": tv_tensors.Mask(mask)}
+    if sample.boxes is not None:
+        labels["boxes"] = functional.resize(sample.boxes, size)
+    return replace(sample, image=image, **labels)
 
 
 def main() -> None:
@@ -43,7 +47,7 @@ def main() -> None:
     for split in ("train", "val"):
         ids = source.ids(split)
         for id in watched(ids, split):
-            target.write(reduced(source.read(id, {Kind.MASKS}), arguments.long))
+            target.write(reduced(source.read(id, {Kind.MASKS, Kind.BOXES}), arguments.long))
         target.write_split(split, ids)
 
 

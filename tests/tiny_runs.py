@@ -42,6 +42,18 @@ DETECTOR: dict[str, Any] = {
     "steps": 6,
 }
 """The same of detectors, to be given as `base`."""
+LOCALIZER: dict[str, Any] = {
+    "backbone": "micro_w4",
+    "backbone_weights": "none",
+    "output_stride": 4,
+    "freeze_norms": False,
+    "crop": 32,
+    "resize_range": (32, 48),
+    "map_scales": (1.0,),
+    "batch_size": 2,
+    "steps": 6,
+}
+"""The same of methods that learn score maps from tags; with `labels="tags:6"`."""
 MACHINE: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true", "workers": 0}
 PATIENCE = 120
 """Seconds until something is taken to hang."""

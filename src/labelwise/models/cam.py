@@ -20,8 +20,6 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from labelwise.models.backbones import Backbone
 
-FINE_STRIDE = 16
-"""The sides of fine maps are computed at the next multiple of this, then cut to the image."""
 COARSE_STRIDE = 4
 """Pixels of the image per pixel of a coarse map."""
 LEAST_MAXIMUM = 1e-5
@@ -91,6 +89,7 @@ def multi_scale_maps(
     columns: Sequence[Tensor],
     scales: Sequence[float],
     flip: bool,
+    output_stride: int,
 ) -> list[tuple[Tensor, Tensor]]:
     """The maps of images of one size, summed over scales and mirrored copies, each divided by its own maximum.
 
@@ -102,12 +101,14 @@ def multi_scale_maps(
         columns: for every image which of the K maps to keep, [N] int64.
         scales: factors of the image's size.
         flip: add the maps of the mirrored image.
+        output_stride: pixels of the image per pixel of a map. A map covers whole steps of it, so the fine maps are
+            computed for the image's sides rounded up, 16 ceil(H / 16) with IRNet's network, and cut.
 
     Returns:
         For every image its fine maps [N, H, W] and coarse maps [N, ceil(H / 4), ceil(W / 4)] float32 from 0 to 1.
     """
     height, width = images.shape[-2:]
-    fine_size = [-(-side // FINE_STRIDE) * FINE_STRIDE for side in (height, width)]
+    fine_size = [-(-side // output_stride) * output_stride for side in (height, width)]
     coarse_size = [-(-side // COARSE_STRIDE) for side in (height, width)]
     fine: list[Tensor | float] = [0.0] * len(images)
     coarse: list[Tensor | float] = [0.0] * len(images)

@@ -227,7 +227,12 @@ class LocalizationMethod(OptimizedMethod):
         image = image.as_subclass(Tensor)[None].to(self.device)
         config = self.config
         ((fine, coarse),) = multi_scale_maps(
-            self.activations, image, [self.columns(labels)], config.map_scales, config.map_flip
+            self.activations,
+            image,
+            [self.columns(labels)],
+            config.map_scales,
+            config.map_flip,
+            config.output_stride,
         )
         return ScoreMaps(labels=labels.cpu(), fine=fine.cpu(), coarse=coarse.cpu())
 
