@@ -32,7 +32,7 @@ LAYERS = (
     {"verbs", "output"},
     {"scoring", "saved", "engine"},
     {"monitoring"},
-    {"configuration", "progress"},
+    {"configuration", "progress", "stages"},
     {"reports", "runs", "checkpoints"},
     {"loaders"},
     {"methods"},
@@ -43,7 +43,7 @@ LAYERS = (
     {"supervision"},
     {"datasets", "partitions"},
     {"samples"},
-    {"hardware", "files", "inference_options", "detections"},
+    {"hardware", "files", "inference_options", "detections", "compiled"},
     {"errors"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -62,7 +62,7 @@ FORBIDDEN = {
     "method": {"labelwise.methods", "labelwise.models", "labelwise.losses", "timm"},
     "methods": {"labelwise.datasets", "labelwise.supervision", "labelwise.files", "labelwise.engine"},
 }
-LIGHT = ("cli", "commands", "output", "errors", "hardware", "inference_options", "__init__", "__main__")
+LIGHT = ("cli", "commands", "output", "stages", "errors", "hardware", "inference_options", "__init__", "__main__")
 HEAVY = {"torch", "torchvision", "lightning", "timm", "numpy", "PIL", "matplotlib", "torchmetrics"}
 
 
@@ -177,7 +177,11 @@ def test_a_method_is_named_like_its_file_and_has_a_whole_card(name: str) -> None
     assert str(card.year) in card.paper
     assert card.gives and card.gives <= set(Kind) and card.needs.labels <= set(Kind)
     assert card.published and all(number.source and number.metric for number in card.published)
-    assert card.claim is not None and card.claim.baseline in methods.METHODS
+    # Refinements start from the score maps of other methods; there are no synthetic scenes with maps to measure them on.
+    assert card.claim is not None or card.task == "refinement"
+    if card.claim is None:
+        return
+    assert card.claim.baseline in methods.METHODS
     Supervision.parse(card.claim.labels)
     Supervision.parse(card.claim.paper_labels)
     ShapesOptions(**card.claim.scenes)
@@ -186,7 +190,8 @@ def test_a_method_is_named_like_its_file_and_has_a_whole_card(name: str) -> None
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_a_claim_can_be_measured(name: str) -> None:
     claim = methods.load(name).card.claim
-    assert claim is not None
+    if claim is None:
+        pytest.skip("it claims nothing that could be measured at mini scale")
     baseline = methods.load(claim.baseline)
     assert set(claim.baseline_options) <= set(option_names(baseline)) & set(option_names(methods.load(name)))
     for preset in ("mini", "paper"):

@@ -13,10 +13,13 @@ _PUBLIC = {
     "evaluate": "labelwise.verbs.evaluate",
     "inspect": "labelwise.verbs.inspect",
     "load_model": "labelwise.saved",
+    "mine_ood": "labelwise.verbs.mine_ood",
     "open": "labelwise.datasets",
     "predict": "labelwise.verbs.predict",
+    "refine": "labelwise.verbs.refine",
     "report": "labelwise.verbs.report",
     "reproduce": "labelwise.verbs.reproduce",
+    "run": "labelwise.verbs.run",
     "shapes": "labelwise.verbs.shapes",
     "train": "labelwise.verbs.train",
 }

@@ -27,9 +27,12 @@ VERBS = {
     "inspect": "Show what labels a data set holds, which files are broken, which methods fit.",
     "convert": "Write a data set in another layout: VOC, COCO or YOLO.",
     "train": "Train a method on the labels it may see; the same call again continues.",
+    "run": "Run a recipe: a chain of trainings, labels and scores.",
     "evaluate": "Score a trained model by its task's protocol.",
     "predict": "Predict images: palette PNGs and overlays.",
     "annotate": "Write predictions as a new data set.",
+    "refine": "Make other labels of score maps, without training, as a new data set.",
+    "mine-ood": "List images of no class that look like one to a classifier.",
     "compare": "Train several methods on the same labels and seeds; table, plot and page.",
     "reproduce": "Run a method's claim, paired over seeds, and say whether it holds.",
     "report": "Write the HTML page of runs and comparisons anew.",
@@ -37,7 +40,8 @@ VERBS = {
 _MODULES = {
     "data": ("methods", "shapes", "inspect", "convert"),
     "training": ("train",),
-    "models": ("evaluate", "predict", "annotate"),
+    "recipes": ("run",),
+    "models": ("evaluate", "predict", "annotate", "refine", "mine-ood"),
     "experiments": ("compare", "reproduce", "report"),
 }
 """In which module of `labelwise.commands` a verb's command is."""
@@ -100,7 +104,7 @@ def _run(words: list[str]) -> int:
     else:
         modules = {verb: module for module, verbs in _MODULES.items() for verb in verbs}
         for verb, text in VERBS.items():
-            app.command(f"labelwise.commands.{modules[verb]}:{verb}", name=verb, help=text)
+            app.command(f"labelwise.commands.{modules[verb]}:{verb.replace('-', '_')}", name=verb, help=text)
     code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     return code if isinstance(code, int) else 0
 

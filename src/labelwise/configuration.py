@@ -9,13 +9,15 @@ from contextlib import suppress
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from labelwise.errors import UserError, did_you_mean
 from labelwise.method import Method, MethodConfig
 from labelwise.runs import read_yaml
+
+T = TypeVar("T")
 
 _TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -26,13 +28,25 @@ def make_config(method: type[Method], preset: Mapping[str, Any], options: Mappin
     Raises:
         UserError: an option that the method does not have, or a value of the wrong type.
     """
-    hints = get_type_hints(method.Config)
-    values: dict[str, Any] = {}
-    for name, value in {**preset, **options}.items():
+    return make_options(method.Config, {**preset, **options}, f"method '{method.card.name}'")
+
+
+def make_options(kind: type[T], values: Mapping[str, Any], owner: str) -> T:
+    """A dataclass of options from plain data, such as a YAML file holds.
+
+    Args:
+        kind: the dataclass.
+        values: name -> value; the others stay at their defaults.
+        owner: who has the options, in messages.
+
+    Raises:
+        UserError: an option that there is not, or a value of the wrong type.
+    """
+    hints = get_type_hints(kind)
+    for name in values:
         if name not in hints:
-            raise UserError(f"method '{method.card.name}' has no option '{name}'{did_you_mean(str(name), hints)}")
-        values[name] = _converted(name, value, hints[name])
-    return method.Config(**values)
+            raise UserError(f"{owner} has no option '{name}'{did_you_mean(str(name), hints)}")
+    return kind(**{name: _converted(name, value, hints[name]) for name, value in values.items()})
 
 
 def load_preset(method: type[Method], preset: str | None) -> dict[str, Any]:

@@ -88,17 +88,7 @@ class Run:
         Raises:
             UserError: another process is at work in it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                # The lock of a process, not of a file: loader processes that outlive a killed run do not keep it.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise
-                raise UserError(
-                    f"--out {self.folder}: another process is at work in this run; wait for it or name another folder"
-                ) from None
+        with locked(self.folder):
             yield
 
     def _refuse_other_content(self) -> None:
@@ -122,6 +112,27 @@ class Run:
                 f"--out {self.folder}: holds a run with other options ({'; '.join(changes)}); "
                 "name another folder or repeat the same call to continue it"
             )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder, which is made if need be.
+
+    Raises:
+        UserError: another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            # The lock of a process, not of a file: loader processes that outlive a killed run do not keep it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise UserError(
+                f"--out {folder}: another process is at work in this run; wait for it or name another folder"
+            ) from None
+        yield
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -46,7 +46,7 @@ def with_derivable(kinds: Iterable[Kind]) -> frozenset[Kind]:
     return given.union(*(DERIVABLE[kind] for kind in given))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen: lightning moves batches between devices by setting the fields of a copy
 class ScoreMaps:
     """How much each pixel of an image speaks for each of its tags, such as class activation maps; made, never drawn.
 

@@ -27,6 +27,7 @@ from labelwise.tasks.detection import DetectionMethod
 from labelwise.tasks.few_masks import FewMasksMethod
 from labelwise.tasks.instances import InstanceMethod, boxes_of_instances
 from labelwise.tasks.localization import LocalizationMethod
+from labelwise.tasks.refinement import RefinementMethod
 
 _PICTURED = 6
 _CELL = 160
@@ -174,16 +175,23 @@ def _mask_sheet(trained: Mapping[str, Method], dataset: DataSet, chosen: Sequenc
     classes = dataset.classes
     rows: list[list[Image.Image]] = []
     shown: list[np.ndarray] = []
+    refined = any(isinstance(method, RefinementMethod) for method in trained.values())
     for id in chosen:
-        sample = dataset.read(id, {Kind.MASKS})
+        sample = dataset.read(id, {Kind.MASKS, *([Kind.MAPS] if refined else [])})
         assert sample.mask is not None
         image = sample.image.numpy()
-        masks = [sample.mask.numpy(), *(predicted_mask(method, sample.image) for method in trained.values())]
+        masks = [sample.mask.numpy(), *(_mask_of(method, sample) for method in trained.values())]
         drawn = [overlay(image, mask, classes.palette, background=classes.background) for mask in masks]
         rows.append([Image.fromarray(image.transpose(1, 2, 0)), *drawn])
         shown += masks
     legend = legend_entries(shown, classes.names, classes.palette)
     return contact_sheet(rows, ["image", "truth", *trained], chosen, legend=legend)
+
+
+def _mask_of(method: Method, sample: Sample) -> np.ndarray:
+    if isinstance(method, RefinementMethod):
+        return refined_mask(method, sample)
+    return predicted_mask(method, sample.image)
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
@@ -260,6 +268,12 @@ def localized(method: LocalizationMethod, image: torch.Tensor, labels: torch.Ten
     assert method.classes.background is not None
     mask = seed(maps.fine, maps.labels, method.config.background, method.classes.background)
     return maps, mask.numpy()
+
+
+def refined_mask(method: RefinementMethod, sample: Sample) -> np.ndarray:
+    """The class of every pixel of one image with score maps, as [H, W] uint8."""
+    method.eval()
+    return method.refined_mask(sample).numpy()
 
 
 @torch.no_grad()

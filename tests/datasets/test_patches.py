@@ -134,7 +134,7 @@ def test_captions_are_sentences(many: list[Sample]) -> None:
     ("wrong", "message"),
     [
         ({"size": 31}, "--size 31: must be between 32 and 2048 pixels"),
-        ({"context": 0.5}, "--scenes textures: have no --context, --parts or --ood; leave them out, or take objects"),
+        ({"context": 0.5}, "--scenes textures: have no --context, --parts, --single or --ood; leave them out"),
         ({"parts": True}, "--scenes textures: have no --context"),
         ({"ood": 1}, "--scenes textures: have no --context"),
         ({"scenes": "texture"}, "unknown --scenes 'texture'; did you mean 'textures'"),
@@ -188,5 +188,5 @@ def test_the_verb_writes_them(call: Callable[..., Called], tmp_path: Path) -> No
     assert call(*words, "--json").json["train"] == 2
     assert datasets.open(tmp_path / "set").classes == PATCH_CLASSES
     refused = call("shapes", tmp_path / "other", "--scenes", "textures", "--ood", 1)
-    assert refused.message.startswith("--scenes textures: have no --context, --parts or --ood")
+    assert refused.message.startswith("--scenes textures: have no --context, --parts, --single or --ood")
     assert not (tmp_path / "other").exists()

@@ -25,11 +25,12 @@ from labelwise.datasets.shapes import (
     write_shapes,
 )
 from labelwise.datasets.shapes.backgrounds import GROUNDS
+from labelwise.datasets.shapes.scene import class_at_home
 from labelwise.errors import UserError
 from labelwise.samples import IGNORE_INDEX, Kind, Sample
 
 SMALL = ShapesOptions(train=3, val=2, size=48)
-NOISY = ("dilated", "eroded", "shifted", "missing", "wrong_class")
+NOISY = ("dilated", "eroded", "uneven", "shifted", "missing", "wrong_class", "context")
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 scenes = st.builds(
@@ -200,9 +201,18 @@ def test_parts_give_all_classes_a_similar_area() -> None:
     assert spread(ShapesOptions(size=48, parts=True)) < 0.85 * spread(ShapesOptions(size=48))
 
 
+def test_a_single_object_is_shown_in_each_picture_if_that_is_wanted(many: list[Sample]) -> None:
+    alone = [scene(ShapesOptions(size=48, single=True), "train", index) for index in range(30)]
+    assert {len(sample.instance_labels) for sample in alone} == {1}
+    assert len({int(sample.instance_labels) for sample in alone}) > 4
+    assert max(len(sample.instance_labels) for sample in many) > 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"scenes": "heads", "single": True}, "--scenes heads: have no --context, --parts, --single or --ood"),
+        ({"scenes": "rails", "context": 1}, "--scenes rails: have no --context, --parts or --single; leave them out"),
         ({"train": -1}, "--train -1: must be at least 0"),
         ({"size": 8}, "--size 8: must be between 48 and 2048 pixels"),
         ({"context": 1.5}, "--context 1.5: must be a share between 0 and 1"),
@@ -219,7 +229,7 @@ def test_options_out_of_range_are_refused(wrong: dict[str, object], message: str
 
 
 def spoiled_pairs(noise: str, amount: float = 1.0, size: int = 64) -> list[tuple[Sample, Sample]]:
-    options = ShapesOptions(size=size, noise=noise, noise_amount=amount)
+    options = ShapesOptions(size=size, noise=noise, noise_amount=amount, context=0.5)
     true = [scene(options, "train", index) for index in range(12)]
     return [(sample, with_noise(sample, options, "train", index, CLASSES)) for index, sample in enumerate(true)]
 
@@ -252,6 +262,37 @@ def test_eroded_masks_lose_pixels_and_gain_none() -> None:
         kept = spoiled.mask != 0
         assert torch.equal(spoiled.mask[kept], true.mask[kept])
         assert kept.sum() < 0.95 * (true.mask != 0).sum()
+
+
+def test_uneven_masks_are_all_too_wide_or_all_too_narrow_in_an_image() -> None:
+    kinds = set()
+    for true, spoiled in spoiled_pairs("uneven"):
+        before, after = true.mask != 0, spoiled.mask != 0
+        wide, narrow = bool((before <= after).all()), bool((after <= before).all())
+        assert wide != narrow
+        assert torch.equal(spoiled.mask[before & after], true.mask[before & after])
+        kinds.add(wide)
+    assert kinds == {True, False}
+
+
+def test_context_masks_hold_the_ground_below_objects_on_their_own_ground() -> None:
+    grown = 0
+    for index in range(12):
+        options = ShapesOptions(size=64, noise="context", noise_amount=1.0, context=0.6)
+        true = scene(options, "train", index)
+        spoiled, home = with_noise(true, options, "train", index, CLASSES), class_at_home(options, "train", index)
+        changed = spoiled.mask != true.mask
+        assert (true.mask[changed] == 0).all() and (spoiled.mask[changed] == home).all()
+        rows, columns = changed.nonzero(as_tuple=True)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            assert (true.mask[max(0, row - round(64 / 4)) : row, column] == home).any()
+        grown += int(changed.sum())
+    assert grown > 12 * 64 * 64 / 100
+
+
+def test_other_scenes_have_no_ground_for_context_masks() -> None:
+    with pytest.raises(UserError, match="--noise context: --scenes textures"):
+        ShapesOptions(scenes="textures", noise="context")
 
 
 def test_shifted_masks_keep_their_outline() -> None:

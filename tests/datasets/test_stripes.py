@@ -100,7 +100,7 @@ def test_discs_and_boxes_both_occur(many: list[Sample]) -> None:
     ("wrong", "message"),
     [
         ({"size": 47}, "--size 47: must be between 48 and 2048 pixels"),
-        ({"ood": 1}, "--scenes stripes: have no --context, --parts or --ood; leave them out, or take objects"),
+        ({"ood": 1}, "--scenes stripes: have no --context, --parts, --single or --ood; leave them out"),
     ],
 )
 def test_options_that_stripe_scenes_cannot_have_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -69,7 +69,7 @@ def test_maps_have_the_sizes_of_the_protocol(height: int, width: int) -> None:
     )
     assert fine.shape == (2, height, width)
     assert coarse.shape == (2, math.ceil(height / 4), math.ceil(width / 4))
-    assert 0 <= float(fine.min()) and float(fine.max()) <= 1
+    assert float(fine.min()) >= 0 and float(fine.max()) <= 1
 
 
 def test_maps_of_a_mirrored_image_are_mirrored() -> None:

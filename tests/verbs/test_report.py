@@ -57,7 +57,8 @@ def test_nothing_is_written_if_one_of_the_folders_is_wrong(call: Call, trained_r
     refused = call("report", run, tmp_path)
     assert (
         refused.message
-        == f"{tmp_path}: is neither a run nor a comparison; name a folder that `train` or `compare` wrote"
+        == f"{tmp_path}: is neither a run nor a comparison nor a recipe's; name a folder that `train`, `compare` or "
+        "`run` wrote"
     )
     assert not (run / "report.html").exists()
 

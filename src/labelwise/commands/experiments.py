@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from labelwise.commands.shared import Flag, Flat, Json
-from labelwise.errors import UserError
+from labelwise.commands.shared import Flag, Flat, Json, parsed_options
 from labelwise.hardware import Hardware
 from labelwise.output import (
     console,
@@ -86,7 +84,7 @@ def compare(
         val_split=val_split,
         skip_broken=skip_broken,
         monitor=monitor,
-        options=_parsed_options(option or []),
+        options=parsed_options(option or []),
         costs=parse_costs(cost or []),
         hardware=hardware,
     )
@@ -145,7 +143,7 @@ def reproduce(
         preset=preset,
         seeds=seeds,
         out=out,
-        options=_parsed_options(option or []),
+        options=parsed_options(option or []),
         hardware=hardware,
     )
     if json:
@@ -171,23 +169,3 @@ def report(runs: list[Path], /, *, json: Json = False) -> None:
     else:
         for page in result["reports"]:
             console.print(page)
-
-
-def _parsed_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """The values of NAME=VALUE pairs, each in the type that YAML gives it.
-
-    Raises:
-        UserError: a pair is not of this form.
-    """
-    import yaml
-
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UserError(f"--option {pair}: must be NAME=VALUE, such as crop=64 or cps.cutmix=false")
-        try:
-            options[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--option {pair}: '{value}' is not a value; write a number, a word or [a, list]") from None
-    return options

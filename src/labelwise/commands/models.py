@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from labelwise.commands.shared import Flag, Flat, Inference, Json, Placement, SharedPlacement
 from labelwise.hardware import process_rank
@@ -145,3 +145,109 @@ def annotate(
         print_json(result)
     else:
         console.print(f"{result['images']} images with predicted labels in {out}")
+
+
+def refine(
+    data: list[Path],
+    /,
+    *,
+    by: Literal["confident", "psa_confident", "crf", "sum", "threshold"],
+    out: Path,
+    split: str = "train",
+    background: float = 0.15,
+    sure_foreground: float = 0.30,
+    sure_background: float = 0.05,
+    low_alpha: float = 4.0,
+    high_alpha: float = 32.0,
+    crf: str | None = None,
+    skip_broken: Annotated[bool, Flag] = False,
+    json: Json = False,
+) -> None:
+    """Make other labels of a data set's score maps, without training, and write them as a new data set.
+
+    Parameters
+    ----------
+    data
+        the folder of a data set with score maps, as `annotate` writes it; several for `--by sum`
+    by
+        confident: masks of the pixels that two seeds agree on after a CRF, unsure elsewhere (IRNet);
+        psa_confident: the same by two powers of the background's score (PSA); crf: the seed after a CRF;
+        sum: the maps of several data sets added, and their seed; threshold: the seed at another constant
+    out
+        the new data set's folder; must be empty or not exist
+    split
+        the split to refine
+    background
+        constant score of the background in a seed, for crf, sum and threshold
+    sure_foreground
+        the same for what is sure to be a class, for confident
+    sure_background
+        the same for what is sure to be background, for confident; 0.15 in W-OoD, 0.17 in BAS
+    low_alpha
+        power of the background's score for what is sure to be a class, for psa_confident
+    high_alpha
+        the same for what is sure to be background, for psa_confident
+    crf
+        a preset, a preset with changes (cam:iterations=5) or a file; that of the papers unless given
+    skip_broken
+        leave out images with broken files, and count them, instead of stopping
+    """
+    from labelwise.verbs.refine import refine as write
+
+    result = write(
+        by,
+        data=data,
+        out=out,
+        split=split,
+        background=background,
+        sure_foreground=sure_foreground,
+        sure_background=sure_background,
+        low_alpha=low_alpha,
+        high_alpha=high_alpha,
+        crf=crf,
+        skip_broken=skip_broken,
+    )
+    if json:
+        print_json(result)
+    else:
+        console.print(f"{result['images']} images with refined labels in {out}")
+
+
+def mine_ood(
+    run: Path,
+    /,
+    *,
+    data: Path,
+    out: Path,
+    split: str = "train",
+    least_score: float = 0.5,
+    most: int = 0,
+    placement: Annotated[Placement, Flat] = _PLACEMENT,
+    json: Json = False,
+) -> None:
+    """List images of no class on which a classifier of tags fires, for a person to look through.
+
+    Parameters
+    ----------
+    run
+        the folder of a run that predicts tags, such as one of cam
+    data
+        a folder of images; or a data set, whose images without any of the classes, and parts beside all boxes, count
+    out
+        the list to write, a .txt file; a picture of the same name shows the first images of each class
+    split
+        the split of the data set
+    least_score
+        the probability of a class above which an image is listed
+    most
+        images of each class at most; 0 = all
+    """
+    from labelwise.verbs.mine_ood import mine_ood as mine
+
+    result = mine(
+        run, data=data, out=out, split=split, least_score=least_score, most=most, hardware=placement.hardware()
+    )
+    if json:
+        print_json(result)
+    else:
+        console.print(f"{result['images']} of {result['candidates']} images listed in {out}; see {result['picture']}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from labelwise.errors import UserError
 from labelwise.hardware import Hardware
 from labelwise.inference_options import InferenceOptions
 
@@ -53,3 +55,23 @@ class SharedPlacement(Placement):
 
     devices: int = 1
     "processes on this machine, one device each; any number gives the same result"
+
+
+def parsed_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """The values of NAME=VALUE pairs, each in the type that YAML gives it.
+
+    Raises:
+        UserError: a pair is not of this form.
+    """
+    import yaml
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--option {pair}: must be NAME=VALUE, such as crop=64 or cps.cutmix=false")
+        try:
+            options[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--option {pair}: '{value}' is not a value; write a number, a word or [a, list]") from None
+    return options

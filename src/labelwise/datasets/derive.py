@@ -25,8 +25,8 @@ ORIGINS: dict[Kind, tuple[Kind, ...]] = {
 }
 """Where a kind comes from, best first: its own files, or the labels that it can be derived from.
 
-Score maps are made from tags, which their seed may have lost. Masks, tags and points never come from instances, because in every layout that is read an image with instances has a
-mask as well.
+Score maps are made from tags, which their seed may have lost. Masks, tags and points never come from instances, because
+in every layout that is read an image with instances has a mask as well.
 """
 
 
@@ -82,7 +82,9 @@ def boxes_of_instances(instances: Tensor) -> Tensor:
 
 
 def with_derived(sample: Sample, kinds: Collection[Kind], classes: Classes) -> Sample:
-    """The sample with masks and boxes as well, if they are among the kinds and it has objects that tell them."""
+    """The sample with masks, boxes and tags as well, if they are among the kinds and it has labels that tell them."""
+    if Kind.TAGS in kinds and sample.tags is None and sample.mask is not None:
+        sample = replace(sample, tags=tags_of_mask(sample.mask, classes))
     instances, labels = sample.instances, sample.instance_labels
     if instances is None or labels is None:
         return sample

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from labelwise.method import Method
 
 METHODS: dict[str, str] = {
+    "adele": "labelwise.methods.noisy_masks.adele:ADELE",
+    "bas": "labelwise.methods.tags.bas:BAS",
+    "cam": "labelwise.methods.tags.cam:Cam",
     "corrmatch": "labelwise.methods.few_masks.corrmatch:CorrMatch",
     "cps": "labelwise.methods.few_masks.cps:CPS",
     "cw_bass": "labelwise.methods.few_masks.cw_bass:CWBASS",
@@ -25,11 +28,15 @@ METHODS: dict[str, str] = {
     "fcn": "labelwise.methods.masks.fcn:FCN",
     "fd_mobilenet": "labelwise.methods.tags.fd_mobilenet:FDMobileNet",
     "fixmatch": "labelwise.methods.few_masks.fixmatch:FixMatch",
+    "irn": "labelwise.methods.tags.irn:IRN",
+    "mars": "labelwise.methods.tags.mars:MARS",
     "mgd": "labelwise.methods.few_masks.mgd:MGD",
     "p2at": "labelwise.methods.masks.p2at:P2ATMethod",
+    "psa": "labelwise.methods.tags.psa:PSA",
     "rcnn": "labelwise.methods.boxes.rcnn:RCNN",
     "rcnn_regions": "labelwise.methods.masks.rcnn_regions:RCNNRegions",
     "supervised": "labelwise.methods.masks.supervised:Supervised",
+    "w_ood": "labelwise.methods.tags.w_ood:WOoD",
 }
 
 

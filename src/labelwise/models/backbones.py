@@ -16,8 +16,11 @@ from labelwise.errors import UserError, did_you_mean
 from labelwise.models.fd_mobilenet import CLASSIFIER, NAMES, MobileNetBackbone
 from labelwise.models.tiny import MicroNetwork, Tiny32Network, TinyNetwork
 from labelwise.models.weights import check_keys, fetched, quiet, read_weights, require_pretrained
+from labelwise.models.wide_resnet38 import CLASSIFIER as WIDE_CLASSIFIER
+from labelwise.models.wide_resnet38 import WideResNet38
 
 TINY, TINY32 = "tiny", "tiny32"
+WIDE = "wide_resnet38"
 _MICRO = re.compile(r"micro_w([1-9]\d{0,2})")
 _EXAMPLES = (TINY, "micro_w10", "fd_mobilenet", "mobilenetv2_100", "resnet50s", "resnet101s")
 _RUN_WEIGHTS = "model.safetensors"
@@ -50,10 +53,10 @@ def create_backbone(
     The papers' ResNets with a deep stem ("v1c") are timm's `resnet50s` and `resnet101s`.
 
     Args:
-        name: "tiny", "tiny32", "micro_wN" of width N, a name of `fd_mobilenet.NAMES` such as "fd_mobilenet_050" (all
-            our own), or a network of `timm.list_models()`, possibly with the tag of its weights.
-        output_stride: 8 or 16 (32 where the network allows it and for "tiny32", 4 for "tiny" and "micro_wN"); later
-            stages are dilated instead of strided.
+        name: "tiny", "tiny32", "micro_wN" of width N, "wide_resnet38", a name of `fd_mobilenet.NAMES` such as
+            "fd_mobilenet_050" (all our own), or one of `timm.list_models()`, possibly with the tag of its weights.
+        output_stride: 8 or 16 (32 where the network allows it and for "tiny32", 4 for "tiny" and "micro_wN", 8 alone
+            for "wide_resnet38"); later stages are dilated instead of strided.
         weights: "imagenet" for timm's pretrained weights; a safetensors file (or one that torch reads with
             `weights_only=True`) in the network's own naming; for our own networks also the folder of a run that
             trained them as a classifier; None or "none" for random weights.
@@ -66,7 +69,7 @@ def create_backbone(
         BadFile: the file of weights does not exist, cannot be read, or is not of this network.
     """
     known = None if weights in (None, "none") else weights
-    if name in (TINY, TINY32, *NAMES) or _MICRO.fullmatch(name):
+    if name in (TINY, TINY32, WIDE, *NAMES) or _MICRO.fullmatch(name):
         backbone = _own(name, output_stride, known)
     else:
         backbone = _from_timm(name, output_stride, known)
@@ -78,18 +81,21 @@ def create_backbone(
 def _own(name: str, output_stride: int, weights: str | Path | None) -> Backbone:
     if weights == "imagenet":
         run = ", or the folder of a run of `labelwise train fd_mobilenet`" if name in NAMES else ""
-        raise UserError(f"backbone '{name}' has no ImageNet weights; --backbone-weights none{run}")
+        file = ", or a file of the released ones" if name == WIDE else ""
+        raise UserError(f"backbone '{name}' has no ImageNet weights; --backbone-weights none{run}{file}")
     body = _own_body(name, output_stride)
     if weights is not None:
         path = Path(weights) / _RUN_WEIGHTS if Path(weights).is_dir() else Path(weights)
         state = read_weights(path)
-        check_keys(path, name, state, body.state_dict(), classifier=(CLASSIFIER,))
+        check_keys(path, name, state, body.state_dict(), classifier=(CLASSIFIER, WIDE_CLASSIFIER))
         # Not strict: what is missing or too much now is the classifier and num_batches_tracked.
         body.load_state_dict(state, strict=False)
     return Backbone(body, body.channels, body.strides)
 
 
-def _own_body(name: str, output_stride: int) -> TinyNetwork | Tiny32Network | MicroNetwork | MobileNetBackbone:
+def _own_body(
+    name: str, output_stride: int
+) -> TinyNetwork | Tiny32Network | MicroNetwork | MobileNetBackbone | WideResNet38:
     micro = _MICRO.fullmatch(name)
     if micro and output_stride != 4:
         raise UserError(f"backbone '{name}' has output stride 4 and no other; --output-stride 4")
@@ -99,6 +105,10 @@ def _own_body(name: str, output_stride: int) -> TinyNetwork | Tiny32Network | Mi
         raise UserError(f"backbone '{name}' has output stride 32 and no other; --output-stride 32")
     if name == TINY32:
         return Tiny32Network()
+    if name == WIDE and output_stride != 8:
+        raise UserError(f"backbone '{name}' has output stride 8 and no other; --output-stride 8")
+    if name == WIDE:
+        return WideResNet38()
     try:
         return MobileNetBackbone(*NAMES[name], output_stride) if name in NAMES else TinyNetwork(output_stride)
     except ValueError as error:
@@ -108,7 +118,7 @@ def _own_body(name: str, output_stride: int) -> TinyNetwork | Tiny32Network | Mi
 def _from_timm(name: str, output_stride: int, weights: str | Path | None) -> Backbone:
     _check_name(name)
     _check_output_stride(name, output_stride)
-    options: dict[str, Any] = {"features_only": True, "output_stride": output_stride}
+    options: dict[str, Any] = {"features_only": True, **_stride_option(output_stride)}
     if weights == "imagenet":
         body = _pretrained(name, options)
     elif weights is None:
@@ -131,7 +141,7 @@ def _check_name(name: str) -> None:
     network, _, tag = name.partition(".")
     names = timm.list_models()
     if network not in names:
-        near = difflib.get_close_matches(network, [TINY, TINY32, *NAMES, *names], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(network, [TINY, TINY32, WIDE, *NAMES, *names], n=1, cutoff=0.5)
         raise UserError(f"unknown backbone '{name}'{did_you_mean(network, near or _EXAMPLES)}")
     tagged = timm.list_pretrained(f"{network}.*")
     if tag and name not in tagged:
@@ -142,11 +152,16 @@ def _check_output_stride(name: str, output_stride: int) -> None:
     refusal = f"backbone '{name}' cannot have output stride {output_stride}; --backbone resnet50s or mobilenetv2_100"
     try:
         with torch.device("meta"):
-            probe = _build(name, pretrained=False, features_only=True, output_stride=output_stride)
+            probe = _build(name, pretrained=False, features_only=True, **_stride_option(output_stride))
     except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
         raise UserError(refusal) from error
     if probe.feature_info.reduction()[-1] != output_stride:
         raise UserError(refusal)
+
+
+def _stride_option(output_stride: int) -> dict[str, int]:
+    # 32 is what timm's networks have unless told; some of them, such as InceptionV3, know no such option.
+    return {} if output_stride == 32 else {"output_stride": output_stride}
 
 
 def _pretrained(name: str, options: dict[str, Any]) -> Any:

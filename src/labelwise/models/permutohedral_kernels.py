@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from labelwise.models.compiled import compiled
+from labelwise.compiled import compiled
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]

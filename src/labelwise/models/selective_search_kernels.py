@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from labelwise.models.compiled import compiled
+from labelwise.compiled import compiled
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

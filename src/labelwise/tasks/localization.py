@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD, AdamW, Optimizer
 from torchmetrics import Metric
@@ -139,9 +139,7 @@ class LocalizationMethod(OptimizedMethod):
         """
         for layer in self.config.frozen_layers:
             found = [
-                parameter
-                for name, parameter in self.network.named_parameters()
-                if f".body.{layer}." in f".{name}."
+                parameter for name, parameter in self.network.named_parameters() if f".body.{layer}." in f".{name}."
             ]
             if not found:
                 raise UserError(f"--frozen-layers {layer}: backbone '{self.config.backbone}' has no such layer")
@@ -184,7 +182,7 @@ class LocalizationMethod(OptimizedMethod):
         return multi_label_loss(logits, self.tags_of(labeled))
 
     def tags_of(self, batch: Batch) -> Tensor:
-        """[B, K] uint8: 1 present, 0 absent; what shows only difficult objects is present, as in the protocol of PSA."""
+        """[B, K] uint8: 1 present, 0 absent; what shows only difficult objects is present, as in PSA's protocol."""
         assert batch.tags is not None
         return (batch.tags[:, list(self.classes.objects)] != 0).to(torch.uint8)
 
@@ -277,7 +275,7 @@ class LocalizationMethod(OptimizedMethod):
             truth = self.framed_boxes(boxes.cpu(), size)
             self.localization_scores.update(framed, truth, logits, int(self.columns(torch.tensor([label]))[0]))
             self.box_scores.update(framed, truth)
-        if batch.mask is not None:
+        if batch.mask is not None and bool((batch.mask[0] == label).any()):
             mask = functional.interpolate(batch.mask[None].float().cpu(), size=(FRAME, FRAME), mode="nearest")[0, 0]
             known = mask != IGNORE_INDEX
             self.pixel_scores.update(framed, torch.where(known, (mask == label).float(), mask).to(torch.uint8))
@@ -309,7 +307,8 @@ class LocalizationMethod(OptimizedMethod):
         return {
             "gt_known": best.gt_known,
             "top1_localization": best.top1,
-            "top5_localization": best.top5,
+            # Among five classes every one is among the five best.
+            **({"top5_localization": best.top5} if len(self.tag_names) > 5 else {}),
             "localization_threshold": best.threshold,
             "max_box_acc": boxes.max_box_acc,
             "max_box_acc_v2": boxes.max_box_acc_v2,

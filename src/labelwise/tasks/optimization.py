@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from labelwise.errors import require_at_least
+from labelwise.errors import UserError, require_at_least
 from labelwise.method import Method, MethodConfig
 
 
@@ -114,3 +114,21 @@ def scheduled(optimizer: Optimizer, rate_factor: Callable[[int], float]) -> Opti
 def in_backbone(name: str) -> bool:
     """Whether a parameter or module of this dotted name lies in a backbone."""
     return "backbone" in name.split(".")
+
+
+def freeze_layers(network: nn.Module, layers: Sequence[str]) -> None:
+    """Take layers of a network's backbone out of the training.
+
+    Args:
+        network: with a part `backbone`.
+        layers: names within the backbone's body, such as `layer1` or `conv1`.
+
+    Raises:
+        UserError: the backbone has no layer of that name.
+    """
+    for layer in layers:
+        found = [parameter for name, parameter in network.named_parameters() if f".body.{layer}." in f".{name}"]
+        if not found:
+            raise UserError(f"--frozen-layers {layer}: the backbone has no such layer")
+        for parameter in found:
+            parameter.requires_grad_(False)

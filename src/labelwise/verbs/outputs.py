@@ -18,16 +18,18 @@ from labelwise.datasets.derive import tags_of_labels
 from labelwise.datasets.images import encode_mask, read_image, write_mask
 from labelwise.datasets.voc_xml import format_annotation
 from labelwise.detections import Detections
+from labelwise.errors import UserError
 from labelwise.files import atomic_file, atomic_write
 from labelwise.method import Method
 from labelwise.reports.pictures import overlay
 from labelwise.runs import read_json
 from labelwise.samples import Kind, Sample, ScoreMaps
-from labelwise.scoring import detected, draw_detections, localized, predicted_mask, predicted_tags
+from labelwise.scoring import detected, draw_detections, localized, predicted_mask, predicted_tags, refined_mask
 from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.detection import DetectionMethod
 from labelwise.tasks.instances import InstanceMethod
 from labelwise.tasks.localization import LocalizationMethod
+from labelwise.tasks.refinement import RefinementMethod
 
 _MOST = 254
 "The most objects of a palette PNG: 0 is none of them, 255 is not known."
@@ -209,6 +211,34 @@ class MapOutput(Output):
         return sample.tags.nonzero().flatten()
 
 
+class RefinedOutput(MaskOutput):
+    """A class for every pixel, from the score maps that a data set has of an image."""
+
+    reads = frozenset({Kind.MAPS})
+    method: RefinementMethod
+
+    def write(self, image: Path, out: Path) -> dict[str, Any]:
+        """Refuse: an image file has no score maps.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"{image}: '{self.method.card.name}' refines score maps, which an image file has not; "
+            "`labelwise annotate RUN --data SEEDS` reads them from a data set"
+        )
+
+    def labels(self, sample: Sample) -> Sample:
+        """A sample with its refined mask; the score maps are left out.
+
+        Raises:
+            UserError: it has no score maps.
+        """
+        with self.computing():
+            mask = refined_mask(self.method, sample)
+        return replace(sample, maps=None, mask=tv_tensors.Mask(torch.from_numpy(mask)))
+
+
 class BoxOutput(Output):
     """Boxes: a JSON file with all of them and their scores, and VOC's XML with the sure ones."""
 
@@ -316,6 +346,7 @@ _OUTPUTS: tuple[tuple[type[Method], type[Output]], ...] = (
     (DetectionMethod, BoxOutput),
     (ClassificationMethod, TagOutput),
     (LocalizationMethod, MapOutput),
+    (RefinementMethod, RefinedOutput),
     (Method, MaskOutput),
 )
 

@@ -98,8 +98,7 @@ def prepare_material(
         UserError: the data set does not fit the method or the label specification, or the seed cannot be one.
         BadFile: a file is broken and `skip_broken` is not set.
     """
-    if not 0 <= seed < _SEEDS:
-        raise UserError(f"--seed {seed}: must be from 0 to {_SEEDS - 1}")
+    require_seed(seed)
     dataset = datasets.open(data)
     supervision = Supervision.parse(labels)
     _require_fit(method, supervision, labels)
@@ -127,6 +126,16 @@ def prepare_material(
     if Kind.MASKS in method.card.needs.labels and len(labeled) <= _FEW and (absent := _absent_classes(material)):
         note(f"--labels {labels}: no labelled image shows {', '.join(absent)}; the model cannot learn to find them")
     return material
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a number that cannot be a seed.
+
+    Raises:
+        UserError: it is below 0 or too large.
+    """
+    if not 0 <= seed < _SEEDS:
+        raise UserError(f"--seed {seed}: must be from 0 to {_SEEDS - 1}")
 
 
 def _usable_ood(images: OodImages, skip_broken: bool) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from labelwise.hardware import Hardware, process_rank
 from labelwise.method import Method, MethodConfig, NonFiniteLoss
 from labelwise.monitoring import PseudoLabelMonitor, monitored_ids
 from labelwise.progress import console, watched
+from labelwise.reports.learning_curves import write_learning_curves
 from labelwise.reports.pseudo_labels_page import PSEUDO_LABELS_PICTURE
 from labelwise.reports.run_page import PAGE, read_metrics, write_run_report
 from labelwise.runs import Run, read_json
@@ -239,6 +240,9 @@ def _fit(
         monitor=PseudoLabelMonitor(material.dataset, monitored, run.folder) if monitored else None,
     )
     scratch = _scratch(run.folder)
+    # What is measured before the training may need passes of the network over all images.
+    if hardware.on_gpu:
+        learner.to(torch.device("cuda", process_rank() % torch.cuda.device_count()))
     learner.ood_samples = _Images(material.sources.get("ood", ()), material.read_ood, "preparing")
     learner.prepare(_Images(material.sources["labeled"], material.read, "preparing"), scratch)
     trainer = training.run()
@@ -349,6 +353,7 @@ def _write_pictures(run: Run, learner: Method, material: Material, monitored: Se
     if material.validation:
         path = run.folder / "pictures" / "predictions.png"
         write_prediction_sheet({learner.card.name: learner}, material.dataset, material.validation, path)
+    write_learning_curves(run.folder)
     if isinstance(learner, FewMasksMethod):
         ids = monitored or seeded_order(material.sources["unlabeled"], run.request["seed"])
         path = run.folder / "pictures" / PSEUDO_LABELS_PICTURE

@@ -3,14 +3,17 @@
 Eight classes of objects, told apart by outline and surface pattern and never by color, lie over and beside one another
 on textured grounds among clutter that shares their colors. Some classes are common and some rare (`FREQUENCIES`).
 
-Two kinds of scenes are simpler, for experiments of minutes: patches of four patterns (`patch_scene`), and shapes whose
-class a distant stripe tells (`stripe_scene`).
+Other kinds of scenes are simpler, for experiments of minutes: patches of four patterns (`patch_scene`), shapes whose
+class a distant stripe tells (`stripe_scene`), bodies whose class a small head tells (`head_scene`), and shapes of which
+one class always stands on rails (`rail_scene`).
 """
 
+from labelwise.datasets.shapes.heads import HEAD_CLASSES, head_scene
 from labelwise.datasets.shapes.labels import CONTOUR_SIZE, class_mask
 from labelwise.datasets.shapes.noise import with_noise
 from labelwise.datasets.shapes.options import Noise, ShapesOptions
 from labelwise.datasets.shapes.patches import PATCH_CLASSES, patch_scene
+from labelwise.datasets.shapes.rails import RAIL_CLASSES, rail_scene
 from labelwise.datasets.shapes.scene import CLASSES, FREQUENCIES, scene
 from labelwise.datasets.shapes.stripes import STRIPE_CLASSES, stripe_scene
 from labelwise.datasets.shapes.write import OPTIONS_FILE, TRUE_MASKS, write_shapes
@@ -19,14 +22,18 @@ __all__ = [
     "CLASSES",
     "CONTOUR_SIZE",
     "FREQUENCIES",
+    "HEAD_CLASSES",
     "OPTIONS_FILE",
     "PATCH_CLASSES",
+    "RAIL_CLASSES",
     "STRIPE_CLASSES",
     "TRUE_MASKS",
     "Noise",
     "ShapesOptions",
     "class_mask",
+    "head_scene",
     "patch_scene",
+    "rail_scene",
     "scene",
     "stripe_scene",
     "with_noise",

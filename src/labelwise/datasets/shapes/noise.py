@@ -1,4 +1,4 @@
-"""Masks as careless annotators draw them: too wide, too narrow, beside the object, not at all, of a wrong class."""
+"""Masks as careless annotators and other methods draw them: too wide or narrow, beside the object, with its ground."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torchvision import tv_tensors
 from labelwise.datasets.base import Classes
 from labelwise.datasets.shapes.labels import class_mask
 from labelwise.datasets.shapes.options import ShapesOptions, random_state
+from labelwise.datasets.shapes.scene import class_at_home
 from labelwise.samples import Sample
 
 _NOISE_PURPOSE = 1
 "keeps the draws of the noise apart from those of the scene, so that noise changes no picture"
+_GROWING = ("dilated", "context")
+"over the background alone"
 
 
 def with_noise(sample: Sample, options: ShapesOptions, split: str, index: int, classes: Classes) -> Sample:
@@ -26,9 +29,11 @@ def with_noise(sample: Sample, options: ShapesOptions, split: str, index: int, c
 
     - ``dilated``: grows by 1/32 of the image's size over the background, never over another object;
     - ``eroded``: loses a rim of 1/48 of the image's size (2 pixels at 96), thin parts vanish;
+    - ``uneven``: in one half of the images grows, in the other loses a rim, by 1/32 to 1/14 of the image's size;
     - ``shifted``: lies 1/24 to 1/10 of the image's size beside its place;
     - ``missing``: is background;
-    - ``wrong_class``: has the right outline and one of the other classes.
+    - ``wrong_class``: has the right outline and one of the other classes;
+    - ``context``: grows over the ground below it by 1/4 of the image's size, if that is its class's own ground.
 
     Contours of 255 follow the spoiled outlines, so that they do not give the true ones away.
 
@@ -44,6 +49,8 @@ def with_noise(sample: Sample, options: ShapesOptions, split: str, index: int, c
     rng = random_state(options, split, index, _NOISE_PURPOSE)
     instances, labels = sample.instances.numpy(), sample.instance_labels.numpy()
     spoiled = rng.random(len(labels)) < options.noise_amount
+    if options.noise == "context":
+        spoiled &= labels == class_at_home(options, split, index)
     if options.noise == "wrong_class":
         labels = np.where(spoiled, _other_classes(labels, len(classes.objects), rng), labels)
     else:
@@ -58,20 +65,25 @@ def _other_classes(labels: np.ndarray, objects: int, rng: Generator) -> np.ndarr
 
 def _redrawn(instances: np.ndarray, spoiled: np.ndarray, options: ShapesOptions, rng: Generator) -> np.ndarray:
     """[N, H, W] bool masks of which the spoiled ones are drawn anew and give way to what the others really cover."""
-    size = options.size
+    size, noise = options.size, options.noise
+    reach = {"dilated": round(size / 32), "eroded": round(size / 48), "context": round(size / 4)}.get(noise, 0)
+    if noise == "uneven":
+        noise, reach = rng.choice(("dilated", "eroded")), max(1, round(size * rng.uniform(1 / 32, 1 / 14)))
     drawn = instances.copy()
     for number in np.flatnonzero(spoiled):
-        drawn[number] = _redraw(instances[number], options.noise, size, rng)
-    keeps = instances if options.noise == "dilated" else instances & ~spoiled[:, None, None]
+        drawn[number] = _redraw(instances[number], noise, reach, size, rng)
+    keeps = instances if noise in _GROWING else instances & ~spoiled[:, None, None]
     free = ~keeps.any(axis=0)
     return keeps | (drawn & spoiled[:, None, None] & free)
 
 
-def _redraw(mask: np.ndarray, noise: str, size: int, rng: Generator) -> np.ndarray:
+def _redraw(mask: np.ndarray, noise: str, reach: int, size: int, rng: Generator) -> np.ndarray:
     if noise == "dilated":
-        return _filtered(mask, ImageFilter.MaxFilter(2 * round(size / 32) + 1))
+        return _filtered(mask, ImageFilter.MaxFilter(2 * reach + 1))
     if noise == "eroded":
-        return _filtered(mask, ImageFilter.MinFilter(2 * round(size / 48) + 1))
+        return _filtered(mask, ImageFilter.MinFilter(2 * reach + 1))
+    if noise == "context":
+        return np.any([_moved(mask, down, 0) for down in range(1, reach + 1)], axis=0)
     if noise == "shifted":
         angle, length = rng.uniform(0, 2 * np.pi), size * rng.uniform(1 / 24, 1 / 10)
         return _moved(mask, round(length * np.sin(angle)), round(length * np.cos(angle)))

@@ -10,12 +10,12 @@ from numpy.random import Generator, SeedSequence
 
 from labelwise.errors import UserError, did_you_mean, require_at_least
 
-Noise = Literal["none", "dilated", "eroded", "shifted", "missing", "wrong_class"]
+Noise = Literal["none", "dilated", "eroded", "uneven", "shifted", "missing", "wrong_class", "context"]
 """How the train masks are spoiled."""
-Scenes = Literal["objects", "textures", "stripes"]
+Scenes = Literal["objects", "textures", "stripes", "heads", "rails"]
 """What is in the pictures."""
 
-MINIMUM_SIZE = {"objects": 48, "textures": 32, "stripes": 48}
+MINIMUM_SIZE = {"objects": 48, "textures": 32, "stripes": 48, "heads": 40, "rails": 40}
 """The smallest image in pixels: rungs, handles and teeth of objects, and stripes, still cover whole pixels."""
 SPLITS = ("train", "val", "ood")
 MAXIMUM_SIZE = 2048
@@ -31,7 +31,7 @@ class ShapesOptions:
     """
 
     scenes: Scenes = "objects"
-    "objects of eight classes; for experiments of minutes: patches told apart by pattern, shapes by a distant stripe"
+    "objects of eight classes; or simpler scenes for minutes, named after what tells a class: textures, stripes, ..."
     train: int = 480
     "images in the split train"
     val: int = 120
@@ -50,6 +50,8 @@ class ShapesOptions:
     "images without any object, but on the classes' grounds; listed in the split ood"
     parts: bool = False
     "objects have a plain body that all classes share and one small part that tells the class"
+    single: bool = False
+    "one object in each picture instead of one to four"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -64,12 +66,24 @@ class ShapesOptions:
         least = MINIMUM_SIZE[self.scenes]
         if not least <= self.size <= MAXIMUM_SIZE:
             raise UserError(f"--size {self.size}: must be between {least} and {MAXIMUM_SIZE} pixels")
-        if self.scenes != "objects" and (self.context or self.parts or self.ood):
-            raise UserError(
-                f"--scenes {self.scenes}: have no --context, --parts or --ood; leave them out, or take objects"
-            )
+        self._refuse_strange()
         if self.noise not in get_args(Noise):
             raise UserError(f"unknown --noise '{self.noise}'{did_you_mean(self.noise, get_args(Noise))}")
+
+    def _refuse_strange(self) -> None:
+        """Refuse options that other scenes have."""
+        if self.scenes == "objects":
+            return
+        if self.noise == "context":
+            raise UserError(f"--noise context: --scenes {self.scenes} have no grounds of their own; take objects")
+        given = {"context": self.context, "parts": self.parts, "single": self.single, "ood": self.ood}
+        if self.scenes == "rails":
+            del given["ood"]
+        if any(given.values()):
+            *most, last = (f"--{name}" for name in given)
+            raise UserError(
+                f"--scenes {self.scenes}: have no {', '.join(most)} or {last}; leave them out, or take objects"
+            )
 
 
 def random_state(options: ShapesOptions, split: str, index: int, purpose: int = 0) -> Generator:

@@ -117,6 +117,11 @@ def scene(options: ShapesOptions, split: str, index: int) -> Sample:
     return labeled_sample(f"{split}_{index:06d}", pixels, visible, labels, sentences, CLASSES)
 
 
+def class_at_home(options: ShapesOptions, split: str, index: int) -> int:
+    """The number of the class on whose own ground a scene plays."""
+    return CLASSES.number(_draw_class(random_state(options, split, index)))
+
+
 def _draw_class(rng: Generator) -> str:
     return str(rng.choice(list(FREQUENCIES), p=list(FREQUENCIES.values())))
 
@@ -164,7 +169,7 @@ def _recognizable(shown: np.ndarray, covers: np.ndarray, tells: np.ndarray) -> n
 
 def _things(options: ShapesOptions, home: str, tones: np.ndarray, rng: Generator) -> list[Thing]:
     things: list[Thing] = []
-    for _ in range(1 + int(rng.choice(len(_COUNTS), p=_COUNTS))):
+    for _ in range(1 if options.single else 1 + int(rng.choice(len(_COUNTS), p=_COUNTS))):
         name = home if rng.random() < options.context else _draw_class(rng)
         radius = options.size * float(np.exp(rng.uniform(*np.log(_RADIUS))))
         center = rng.uniform(0.12, 0.88, 2) * options.size

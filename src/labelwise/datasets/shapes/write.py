@@ -9,9 +9,11 @@ from pathlib import Path
 
 from labelwise.datasets.base import Classes
 from labelwise.datasets.images import write_mask
+from labelwise.datasets.shapes.heads import HEAD_CLASSES, head_scene
 from labelwise.datasets.shapes.noise import with_noise
 from labelwise.datasets.shapes.options import ShapesOptions
 from labelwise.datasets.shapes.patches import PATCH_CLASSES, patch_scene
+from labelwise.datasets.shapes.rails import RAIL_CLASSES, rail_scene
 from labelwise.datasets.shapes.scene import CLASSES, scene
 from labelwise.datasets.shapes.stripes import STRIPE_CLASSES, stripe_scene
 from labelwise.datasets.voc import VOC
@@ -34,6 +36,8 @@ _KINDS: dict[str, tuple[Classes, Callable[[ShapesOptions, str, int], Sample]]] =
     "objects": (CLASSES, scene),
     "textures": (PATCH_CLASSES, patch_scene),
     "stripes": (STRIPE_CLASSES, stripe_scene),
+    "heads": (HEAD_CLASSES, head_scene),
+    "rails": (RAIL_CLASSES, rail_scene),
 }
 """The classes of each kind of scenes, and what draws one."""
 

@@ -22,8 +22,8 @@ later papers quote it) with ResNet-50; 48.0 with WideResNet-38 (Ahn and Kwak, CV
     seed       argmax over [t, maps of the tagged classes]
 
 Departures: training images are scaled linearly, not cubically. The BatchNorms' scale and shift are learned where the
-layer is not frozen, as in the released code. The maps of tags that are not known are those of classes with a probability
-of at least 0.5, and of the likeliest. Weight decay acts on all trained parameters.
+layer is not frozen, as in the released code. The maps of tags that are not known are those of classes with a
+probability of at least 0.5, and of the likeliest. Weight decay acts on all trained parameters.
 """
 
 from __future__ import annotations

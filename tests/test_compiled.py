@@ -3,7 +3,7 @@ from __future__ import annotations
 import numba
 import pytest
 
-from labelwise.models.compiled import compiled
+from labelwise.compiled import compiled
 
 
 def test_where_nothing_can_be_written_it_compiles_for_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

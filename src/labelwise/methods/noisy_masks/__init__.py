@@ -1,0 +1,1 @@
+"""Methods that learn from masks of which some are wrong."""
