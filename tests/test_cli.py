@@ -175,7 +175,7 @@ def options_of(help_text: str) -> dict[str, str]:
         (["train", "cps", "--data", "x", "--learning-rate", "a"], "--learning-rate a: must be a number"),
         (
             ["shapes", "x", "--noise", "dilate"],
-            "--noise dilate: must be one of none, dilated, eroded, shifted, missing",
+            "--noise dilate: must be one of none, dilated, eroded, uneven, shifted, missing",
         ),
     ],
 )

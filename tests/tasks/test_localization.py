@@ -147,7 +147,7 @@ def test_frozen_layers_are_not_trained() -> None:
     )
     trained = sum(len(group["params"]) for group in method.parameter_groups())  # type: ignore[arg-type]
     assert trained == len(list(method.network.parameters())) - len(frozen)
-    with pytest.raises(UserError, match="--frozen-layers layer9: backbone 'resnet18' has no such layer"):
+    with pytest.raises(UserError, match="--frozen-layers layer9: the backbone has no such layer"):
         cam(frozen_layers=("layer9",))
 
 

@@ -67,7 +67,7 @@ def test_methods_that_fit_are_told(call: Call, voc_folder: Path) -> None:
         shutil.rmtree(voc_folder / folder)
     found = call("inspect", voc_folder, "--json").json
     # Boxes are left, and the tags that follow from them.
-    names = ["fast_rcnn", "faster_rcnn", "fd_mobilenet", "rcnn"]
+    names = ["bas", "cam", "fast_rcnn", "faster_rcnn", "fd_mobilenet", "rcnn", "w_ood"]
     assert [method["name"] for method in found["methods"] if method["fits"]] == names
     assert f"methods that fit: {', '.join(names)}\n" in call("inspect", voc_folder).out
 

@@ -12,7 +12,11 @@ from tests.conftest import Called
 
 Call = Callable[..., Called]
 
-MASK_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.MASKS}]
+# Tags follow from masks.
+MASK_METHODS = [
+    name for name in methods.METHODS if methods.load(name).card.needs.labels in ({Kind.MASKS}, {Kind.MASKS, Kind.TAGS})
+]
+REFINEMENTS = ["irn", "psa"]
 TAG_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.TAGS}]
 BOX_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.BOXES}]
 
@@ -53,10 +57,12 @@ def test_a_card_tells_what_the_paper_does_and_how_to_run_it(call: Call) -> None:
         (["--labels", "instances"], list(methods.METHODS)),
         (["--labels", "tags"], TAG_METHODS),
         (["--labels", "none"], []),
-        (["--task", "semantic segmentation"], sorted([*MASK_METHODS, "rcnn_regions"])),
+        (["--task", "semantic segmentation"], sorted({*MASK_METHODS, "rcnn_regions"} - {*REFINEMENTS})),
         (["--task", "detection"], ["fast_rcnn", "faster_rcnn", "rcnn"]),
         (["--task", "instance segmentation"], ["ese_seg"]),
-        (["--task", "localisation"], []),
+        (["--task", "localisation"], ["bas", "cam", "w_ood"]),
+        (["--task", "refinement"], REFINEMENTS),
+        (["--task", "pretraining"], []),
         (["cps", "--labels", "masks"], ["cps"]),
         (["cps", "--labels", "tags"], []),
     ],

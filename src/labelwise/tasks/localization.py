@@ -25,7 +25,7 @@ from labelwise.models.cam import multi_scale_maps
 from labelwise.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from labelwise.samples import IGNORE_INDEX, Batch, Sample, ScoreMaps, Views
 from labelwise.tasks.classification import tags_of_sample
-from labelwise.tasks.optimization import OptimizationConfig, OptimizedMethod
+from labelwise.tasks.optimization import OptimizationConfig, OptimizedMethod, freeze_layers
 from labelwise.transforms.sized_crop import RandomSizedCrop
 
 FRAME = 224
@@ -64,6 +64,8 @@ class LocalizationConfig(OptimizationConfig):
     "first layers of the backbone that stay as they were loaded: conv1 bn1 layer1 layer2 for IRNet's ResNet"
     freeze_norms: bool = True
     "keep the backbone's BatchNorm statistics as they were loaded; has to be off for random weights"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    "sgd has the momentum that is given"
     learning_rate: float = 0.1
     "of the backbone at the first step"
     momentum: float = 0.0
@@ -137,14 +139,7 @@ class LocalizationMethod(OptimizedMethod):
         Raises:
             UserError: the backbone has no layer of that name.
         """
-        for layer in self.config.frozen_layers:
-            found = [
-                parameter for name, parameter in self.network.named_parameters() if f".body.{layer}." in f".{name}."
-            ]
-            if not found:
-                raise UserError(f"--frozen-layers {layer}: backbone '{self.config.backbone}' has no such layer")
-            for parameter in found:
-                parameter.requires_grad_(False)
+        freeze_layers(self.network, self.config.frozen_layers)
 
     @property
     def tag_names(self) -> tuple[str, ...]:

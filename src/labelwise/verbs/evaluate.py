@@ -19,7 +19,7 @@ from labelwise.inference_options import InferenceOptions
 from labelwise.method import Method
 from labelwise.reports.run_page import PAGE, write_run_report
 from labelwise.runs import RESULTS
-from labelwise.saved import load_model
+from labelwise.saved import for_prediction, load_model
 from labelwise.scoring import score, write_prediction_sheet
 from labelwise.tasks.segmentation import SegmentationMethod
 from labelwise.verbs.crf import tune_crf
@@ -64,7 +64,7 @@ def evaluate(
         UserError: no such run, a data set of other classes, or no labelled image in the split.
         BadFile: a file is broken.
     """
-    inference = inference or InferenceOptions()
+    inference, hardware = inference or InferenceOptions(), hardware or Hardware()
     _refuse_other_folder(out)
     if is_label_folder(Path(run)):
         if tune_crf or inference.changed:
@@ -73,7 +73,7 @@ def evaluate(
         if out is not None:
             _write_page(Path(out), results, partial(write_label_sheet, Path(run), Path(data), split))
         return results
-    method = load_model(Path(run), inference)
+    method = for_prediction(load_model(Path(run), inference), hardware.resolved_precision())
     dataset = datasets.open(Path(data))
     require_same_classes(method.classes, dataset)
     require_at_least("tune_crf", tune_crf, 0)
@@ -83,7 +83,7 @@ def evaluate(
     kept = usable(ids, broken, f"split '{split}' of {data}")
     if tune_crf:
         method = _tuned(method, dataset, kept[:tune_crf], Path(run), inference)
-    trainer = build_trainer(hardware or Hardware())
+    trainer = build_trainer(hardware)
     results = score(method, dataset, kept, trainer)
     said = [f"split '{split}' of {dataset.root.name}", str(inference)]
     if tune_crf:

@@ -24,6 +24,7 @@ from labelwise.method import Method
 from labelwise.reports.pictures import overlay
 from labelwise.runs import read_json
 from labelwise.samples import Kind, Sample, ScoreMaps
+from labelwise.saved import for_prediction
 from labelwise.scoring import detected, draw_detections, localized, predicted_mask, predicted_tags, refined_mask
 from labelwise.tasks.classification import ClassificationMethod
 from labelwise.tasks.detection import DetectionMethod
@@ -161,6 +162,10 @@ class MapOutput(Output):
     suffix = ".png"
     with_tags = True
     method: LocalizationMethod
+
+    def __init__(self, method: Method, precision: str, least_score: float) -> None:
+        """As of every output; the method can only predict from then on."""
+        super().__init__(for_prediction(method, precision), precision, least_score)
 
     def files(self, out: Path, image: Path) -> tuple[Path, ...]:
         """The seed and the file with the scores."""

@@ -186,12 +186,12 @@ class MARS(DeepLabMethod):
                 raise UserError("--kept-share 0: must be above 0")
 
     config: Config
+    store: LabelStore = LabelStore(Path())
+    "the labels that are learned from; `prepare` says where"
 
     def build_training(self) -> None:
         """The teacher."""
         require_room_for_biased(self.classes)
-        # Where it lies is told to `prepare`.
-        self.store = LabelStore(Path())
         self.teacher = MeanTeacher(self.network, self.config.keep)
 
     @property
@@ -207,7 +207,7 @@ class MARS(DeepLabMethod):
 
     def prepare(self, samples: Sequence[Sample], scratch: Path) -> None:
         """Steps 1 and 2: find each class's debiased centroid and write the labels without biased pixels."""
-        self.store.folder = scratch / "labels"
+        self.store = LabelStore(scratch / "labels")
         if self.store.holds(DEBIASED):
             return
         features = self._pixel_features(samples)
