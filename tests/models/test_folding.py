@@ -9,9 +9,13 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
+from labelwise import methods
+from labelwise.configuration import make_config
+from labelwise.datasets.base import Classes
 from labelwise.models.backbones import create_backbone
 from labelwise.models.bas import BasNetwork, split_backbone
 from labelwise.models.folding import folded
+from labelwise.saved import for_prediction
 
 
 def with_random_statistics(network: nn.Module) -> nn.Module:
@@ -90,7 +94,7 @@ def test_a_cut_network_that_takes_its_backbone_apart_gives_the_same_maps() -> No
     network = with_random_statistics(BasNetwork(backbone, 3, 8)).eval()
     assert isinstance(network, BasNetwork)
     small, image = torch.zeros(1, 3, 32, 32), torch.randn(2, 3, 64, 64)
-    result = folded(network, lambda copy: (copy(small), copy.maps(small)))  # type: ignore[operator]
+    result = folded(network, lambda copy: (copy(small), copy.maps(small)))
     assert isinstance(result, BasNetwork) and not norms(result)
     with torch.no_grad():
         assert_same([network(image), network.maps(image)], [result(image), result.maps(image)])
@@ -180,3 +184,33 @@ def test_a_convolution_that_changes_its_weights_is_left_alone() -> None:
     network = Small(lambda net, x: net.norm(net.conv(x)))
     network.conv = Standardized(4, 4, 3, padding=1)
     assert left_after_folding(network) == ["norm", "second"]
+
+
+@pytest.mark.parametrize("name", ["cam", "bas", "w_ood"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_loaded_method_gives_the_same_scores_and_maps_without_its_norms(name: str, precision: str) -> None:
+    method_class = methods.load(name)
+    options = {"backbone": "mobilenetv2_100", "backbone_weights": "none", "map_scales": (1.0, 0.5)}
+    method = method_class(make_config(method_class, {}, options), Classes(("ground", "ball", "box")), training=False)
+    with_random_statistics(method.eval())
+    image, labels = torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8), torch.tensor([1, 2])
+
+    def found() -> list[Tensor]:
+        maps = method.localize(image, labels)  # type: ignore[operator]
+        return [method.predict(image[None]), maps.fine, maps.coarse]
+
+    with torch.no_grad():
+        before = found()
+        assert for_prediction(method, precision) is method and not norms(method.network)
+        assert_same(before, found())
+    weights = [weight for weight in method.network.parameters() if weight.ndim == 4 and min(weight.shape[1:]) > 1]
+    last = [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights]
+    assert all(last) if precision == "32-true" else not any(last)
+
+
+def test_a_method_that_finds_no_classes_stays_as_it_is() -> None:
+    method_class = methods.load("supervised")
+    options = {"backbone": "tiny", "backbone_weights": "none"}
+    method = method_class(make_config(method_class, {}, options), Classes(("ground", "ball")), training=False)
+    network = method.network
+    assert for_prediction(method, "32-true").network is network and norms(network)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_leaves
 # These classes themselves: of a subclass nobody knows what it does with its weights, such as to standardise them.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def folded(network: nn.Module, predict: Callable[[nn.Module], object]) -> nn.Module:
+def folded(network: NetworkT, predict: Callable[[NetworkT], object]) -> NetworkT:
     """A copy of a network for prediction alone, in evaluation mode, with the BatchNorms folded that can be.
 
     A BatchNorm is folded if whatever it is given comes from one convolution, all of whose outputs go nowhere else. What
@@ -89,7 +90,7 @@ class _Uses(TorchDispatchMode):
 
 
 @torch.no_grad()
-def _pairs(network: nn.Module, predict: Callable[[nn.Module], object]) -> dict[nn.BatchNorm2d, nn.Conv2d]:
+def _pairs(network: NetworkT, predict: Callable[[NetworkT], object]) -> dict[nn.BatchNorm2d, nn.Conv2d]:
     """The BatchNorms that can be folded, and the convolution of each."""
     watch = _Uses()
     inputs: dict[nn.BatchNorm2d, list[int | None]] = {}

@@ -86,9 +86,11 @@ def run(
     recipe_run = _RecipeRun(folder, dataset, plans, hardware)
     wanted = plans[: 1 + [plan.stage.name for plan in plans].index(until)] if until else plans
     recipe_run.rehearse(wanted)
-    called: dict[str, Any] = {"recipe": read.name, "about": read.about, "text": read.text}
-    called |= {"data": str(dataset.root.resolve()), "seed": seed, "preset": preset, "options": dict(options or {})}
-    called |= {
+    called: dict[str, Any] = {
+        "recipe": read.name,
+        "about": read.about,
+        "text": read.text,
+        "data": str(dataset.root.resolve()),
         "seed": seed,
         "preset": preset,
         "options": dict(options or {}),

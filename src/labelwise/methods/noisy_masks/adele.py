@@ -226,6 +226,8 @@ class ADELE(DeepLabMethod):
         "weights of the three scales: learned, or a third each (SegTHOR)"
         temperature: float = 3.0
         "of the logits in the cross-entropy and in the correction; 1 for small networks with random weights"
+        average_scales: bool = False
+        "divide the loss by the number of scales, as on CT scans (SegTHOR)"
         warmup_epochs: int = 0
         "epochs of plain training at the start; wanted for networks with random weights"
         trigger: Literal["slope", "after_start"] = "slope"
@@ -322,7 +324,9 @@ class ADELE(DeepLabMethod):
         terms = multiscale_loss(
             logits, self.scale_weights, labeled.mask, config.confidence, config.gate, config.temperature
         )
-        return {"supervised": terms.cross_entropy, "consistency": config.consistency_weight * terms.consistency}
+        share = 1 / len(SCALES) if config.average_scales else 1.0
+        consistency = share * config.consistency_weight * terms.consistency
+        return {"supervised": share * terms.cross_entropy, "consistency": consistency}
 
     def _at_scale(self, image: Tensor, scale: float) -> Tensor:
         """Logits [B, K, H, W] of images [B, 3, H, W] seen at another scale."""
