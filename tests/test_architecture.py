@@ -177,7 +177,7 @@ def test_a_method_is_named_like_its_file_and_has_a_whole_card(name: str) -> None
     assert str(card.year) in card.paper
     assert card.gives and card.gives <= set(Kind) and card.needs.labels <= set(Kind)
     assert card.published and all(number.source and number.metric for number in card.published)
-    # Refinements start from the score maps of other methods; there are no synthetic scenes with maps to measure them on.
+    # Refinements start from the score maps of other methods, of which there are no synthetic scenes.
     assert card.claim is not None or card.task == "refinement"
     if card.claim is None:
         return

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from labelwise import methods
-from labelwise.commands import experiments, models, training
+from labelwise.commands import models, shared, training
 from labelwise.configuration import load_preset, make_config
 from labelwise.errors import UserError
 from labelwise.hardware import Hardware
@@ -21,7 +21,8 @@ Call = Callable[..., Called]
 
 def shown_default(value: Any) -> str:
     parts = value if isinstance(value, tuple) else (value,)
-    return ".{0,3}".join(re.escape(str(part)) for part in parts)
+    # Text comes in quotes, a single value with a comma.
+    return "'?" + "'?.{0,3}".join(re.escape(str(part)) for part in parts) + "'?,?"
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -117,13 +118,13 @@ def test_names_with_brackets_are_printed_as_they_are(call: Call, shapes_folder: 
     ],
 )
 def test_pairs_are_read_as_yaml_reads_them(pairs: list[str], options: dict[str, Any]) -> None:
-    assert experiments._parsed_options(pairs) == options
+    assert shared.parsed_options(pairs) == options
 
 
 @pytest.mark.parametrize("pair", ["crop", "=3", "crop=[3", "crop={"])
 def test_a_malformed_pair_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"--option {pair}: ")):
-        experiments._parsed_options([pair])
+        shared.parsed_options([pair])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from labelwise.datasets.base import Classes
 from labelwise.errors import BadFile, UserError
 from labelwise.losses.pixel import pixel_cross_entropy
 from labelwise.methods.noisy_masks import adele
-from labelwise.methods.noisy_masks.adele import ADELE, correct_labels, may_correct, multiscale_loss
+from labelwise.methods.noisy_masks.adele import ADELE, multiscale_loss
+from labelwise.models.unet import UNet
 from labelwise.reports.learning_curves import LEARNING_CURVES, LEARNING_CURVES_PICTURE
 from labelwise.samples import Batch, Kind, Sample
 from tests.tiny_runs import cut, outcome, tiny_run
@@ -36,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 2,
     "steps": 100,
 }
-ALL = torch.ones(3, dtype=torch.bool)
+CAT = torch.tensor([False, True, False])
 
 
 def logits(seed: int, batch: int = 2, size: int = 4) -> Tensor:
@@ -94,53 +95,6 @@ def test_the_gate_opens_for_whole_images_or_for_sure_pixels() -> None:
     assert 0 < cost("pixel") < 0.1 * cost("image")
 
 
-# ----------------------------------------------------------------- correction
-
-
-@given(st.integers(0, 200))
-def test_nothing_changes_without_a_reason_to(seed: int) -> None:
-    mask, predicted = labels(seed, 8, 8), labels(seed + 1, 8, 8).clamp(max=2).long()
-    sure, unsure = torch.ones(8, 8), torch.full((8, 8), 0.8)
-    assert torch.equal(correct_labels(mask, mask.where(mask != 255, 0).long(), unsure, ALL), mask)
-    assert torch.equal(correct_labels(mask, predicted, sure, ALL, threshold=1.0), mask)
-    alone = torch.tensor([True, False, False])
-    assert torch.equal(correct_labels(mask, predicted, sure, alone), mask)
-
-
-def test_the_new_class_has_to_be_active_the_old_one_not() -> None:
-    mask = torch.tensor([[1, 2, 2, 255, 0, 0]], dtype=torch.uint8)
-    predicted = torch.tensor([[2, 1, 0, 1, 2, 1]])
-    corrected = correct_labels(mask, predicted, torch.ones(1, 6), torch.tensor([True, True, False]))
-    assert corrected.tolist() == [[1, 1, 0, 1, 0, 1]]
-    assert corrected.dtype == torch.uint8
-
-
-def test_an_image_with_objects_gets_no_class_that_it_does_not_have() -> None:
-    mask, predicted = torch.tensor([[1, 1, 0, 255]], dtype=torch.uint8), torch.tensor([[1, 2, 2, 2]])
-    assert correct_labels(mask, predicted, torch.ones(1, 4), ALL).tolist() == [[1, 1, 0, 255]]
-    assert correct_labels(mask, predicted, torch.ones(1, 4), ALL, class_constraint=False).tolist() == [[1, 2, 2, 2]]
-    empty = torch.tensor([[0, 0, 0, 255]], dtype=torch.uint8)
-    assert correct_labels(empty, predicted, torch.ones(1, 4), ALL).tolist() == [[1, 2, 2, 2]]
-
-
-def test_images_without_an_active_class_are_passed_over_unless_they_are_empty() -> None:
-    active = torch.tensor([True, True, False])
-    assert may_correct(torch.tensor([[0, 1]], dtype=torch.uint8), active, 0)
-    assert not may_correct(torch.tensor([[0, 2]], dtype=torch.uint8), active, 0)
-    assert may_correct(torch.tensor([[0, 255]], dtype=torch.uint8), active, 0)
-
-
-@pytest.mark.parametrize(("kept", "changes"), [(12, False), (18, True)])
-def test_an_object_does_not_vanish(kept: int, changes: bool) -> None:
-    mask = torch.zeros(40, 40, dtype=torch.uint8)
-    mask[:6, :6] = 1
-    predicted = torch.zeros(1600, dtype=torch.long)
-    predicted[:6] = predicted[40:46] = 1
-    predicted[80 : 80 + kept - 12] = 1
-    corrected = correct_labels(mask, predicted.view(40, 40), torch.ones(40, 40), ALL)
-    assert (not torch.equal(corrected, mask)) == changes
-
-
 # ------------------------------------------------------------------ the learner
 
 
@@ -180,8 +134,7 @@ def test_a_correction_gives_images_of_active_classes_what_the_network_sees(tmp_p
     samples = blocks()
     made = method(tmp_path, samples, refine_from=refine_from, temperature=1.0)
     made.network = Still()
-    made.monitor.activate(1, 0)
-    made._correct(4)
+    made._correct(4, CAT.clone())
     assert made.versions.current == 4
     corrected = made.current_mask(samples[0])
     shown = samples[0].image[1] > 0
@@ -206,8 +159,7 @@ def test_a_correction_leaves_modes_randomness_and_memory_as_they_were(tmp_path: 
     next(made.network.children()).eval()
     modes, random = [part.training for part in made.modules()], torch.get_rng_state()
     before = {name: value.clone() for name, value in made.state_dict().items() if isinstance(value, Tensor)}
-    made.monitor.activate(1, 0)
-    made._correct(1)
+    made._correct(1, CAT.clone())
     after = made.state_dict()
     assert [part.training for part in made.modules()] == modes and torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(after[name], value) for name, value in before.items() if "since" not in name)
@@ -218,14 +170,13 @@ def test_corrections_start_from_the_given_labels_or_from_the_last_ones(tmp_path:
     for reinitialize, expected in ((True, False), (False, True)):
         samples = blocks()
         made = method(tmp_path, samples, refine_from=-1, temperature=1.0, reinitialize=reinitialize)
-        made.monitor.activate(1, 0)
         made.network = Still()
-        made._correct(1)
+        made._correct(1, CAT.clone())
         first = made.current_mask(samples[0])
         assert not torch.equal(first, samples[0].mask)
         made.network = nn.Conv2d(3, 3, 1)
         nn.init.zeros_(made.network.weight)
-        made._correct(2)
+        made._correct(2, CAT.clone())
         assert torch.equal(made.current_mask(samples[0]), first) == expected
 
 
@@ -235,8 +186,7 @@ def test_a_temperature_above_one_makes_corrections_rarer(tmp_path: Path) -> None
     for temperature in (1.0, 30.0, 300.0):
         made = method(tmp_path, samples, refine_from=-1, temperature=temperature)
         made.network = Still()
-        made.monitor.activate(1, 0)
-        made._correct(1)
+        made._correct(1, CAT.clone())
         changed.append(int((made.current_mask(samples[0]) != samples[0].mask).sum()))
     assert changed[0] >= changed[1] >= changed[2] == 0 < changed[0]
 
@@ -263,11 +213,38 @@ def test_plain_training_comes_first_and_then_three_scales(tmp_path: Path) -> Non
         assert made.scale_weights.grad is not None
 
 
-def test_curves_follow_the_labels_as_they_were_given(tmp_path: Path) -> None:
-    made = method(tmp_path, blocks())
+@pytest.mark.parametrize(("followed", "pixels"), [("given", [512, 0, 0]), ("current", [396, 100, 16])])
+def test_curves_follow_the_labels_as_they_were_given_or_as_they_are(
+    tmp_path: Path, followed: str, pixels: list[int]
+) -> None:
+    made = method(tmp_path, blocks(), curve_labels=followed)
     made.network = Still()
     made.losses(batch(blocks()))
-    assert made.monitor.counts[2].tolist() == [2 * 16 * 16, 0, 0]
+    assert made.monitor.counts[2].tolist() == pixels
+
+
+def test_the_loss_is_a_sum_over_the_scales_or_their_mean(tmp_path: Path) -> None:
+    def losses(average: bool) -> dict[str, Tensor]:
+        return method(tmp_path, blocks(), confidence=0.0, average_scales=average).losses(batch(blocks()))
+
+    summed, mean = losses(False), losses(True)
+    assert all(summed[name] > 0 for name in ("supervised", "consistency"))
+    assert {name: 3 * loss.item() for name, loss in mean.items()} == pytest.approx(
+        {name: loss.item() for name, loss in summed.items()}
+    )
+
+
+def test_corrections_of_scans_keep_to_active_classes_at_one_scale(tmp_path: Path) -> None:
+    """What the network sees is background where the second image is labeled as a dog, which is not active."""
+    samples = blocks()
+    made = method(tmp_path, samples, correction="segthor", refine_from=-1, temperature=1.0)
+    made.network = Still()
+    sizes: list[int] = []
+    made.network.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[-1]))
+    made._correct(1, CAT.clone())
+    assert torch.equal(made.current_mask(samples[0]) == 1, samples[0].image[1] > 0)
+    assert torch.equal(made.current_mask(samples[1]), samples[1].mask)
+    assert sizes == [16, 16]
 
 
 def test_constant_weights_are_not_trained_and_learned_ones_at_the_backbones_rate(tmp_path: Path) -> None:
@@ -287,6 +264,24 @@ def test_a_curve_has_a_point_every_so_many_steps(tmp_path: Path, every: int, ste
     assert len(made.monitor.points) == len(steps)
 
 
+def test_biases_learn_at_a_multiple_of_their_layers_rate_and_sgd_has_its_momentum(tmp_path: Path) -> None:
+    made = method(tmp_path, blocks(), learning_rate=0.01, head_multiplier=10, bias_multiplier=2, momentum=0.99)
+    rates = {id(each): group["lr"] for group in made.parameter_groups() for each in group["params"]}
+    classifier = made.network.classifier
+    assert rates[id(classifier.bias)] == pytest.approx(2 * rates[id(classifier.weight)]) == pytest.approx(0.2)
+    biases = {name: rates[id(each)] for name, each in made.network.backbone.named_parameters()}
+    assert {rate for name, rate in biases.items() if name.endswith("bias")} == {0.02}
+    assert made.make_optimizer(made.parameter_groups()).defaults["momentum"] == 0.99
+
+
+def test_a_u_net_takes_the_place_of_the_backbone_and_its_decoder() -> None:
+    config = ADELE.Config(**SETTINGS, network="unet")
+    assert isinstance(ADELE(config, CLASSES, training=False).network, UNet)
+    with pytest.raises(UserError, match="one output stride only"):
+        config.at_output_stride(8)
+    assert ADELE.Config(**SETTINGS).at_output_stride(8).output_stride == 8
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -294,6 +289,8 @@ def test_a_curve_has_a_point_every_so_many_steps(tmp_path: Path, every: int, ste
         ({"temperature": 0}, "--temperature 0: must be above 0"),
         ({"curve_every": 0}, "--curve-every"),
         ({"refine_from": -2}, "--refine-from"),
+        ({"correct_every": 10}, "--correct-every 10: needs labels that are kept"),
+        ({"network": "unet", "backbone_weights": "imagenet"}, "--network unet: there are no pretrained weights"),
     ],
 )
 def test_impossible_options_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -318,18 +315,30 @@ RUN: dict[str, Any] = {
 }
 
 
+KEPT: dict[str, Any] = {
+    "correction": "segthor",
+    "background_threshold": 0.0,
+    "reinitialize": False,
+    "correct_every": 2,
+    "curve_labels": "current",
+    "refine_from": -1,
+}
+
+
+@pytest.mark.parametrize("rules", [{}, KEPT])
 def test_a_run_cut_after_corrections_and_amid_epochs_ends_like_an_uninterrupted_one(
-    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: dict[str, Any]
 ) -> None:
     """Epochs have 3 steps; checkpoints are saved after every second one, so that some work is done twice."""
     monkeypatch.setattr(ADELE, "_memorizes", lambda self, number, epoch: number % 2 == epoch % 2)
+    options = RUN | rules
     machine = {"checkpoint_every": 2}
     for step in (4, 9, 10):
         with cut(step):
-            tiny_run("adele", shapes_folder, tmp_path / "cut", machine, **RUN)
+            tiny_run("adele", shapes_folder, tmp_path / "cut", machine, **options)
         assert list((tmp_path / "cut").glob("scratch-*/labels/*/*.png"))
-    tiny_run("adele", shapes_folder, tmp_path / "cut", machine, **RUN)
-    tiny_run("adele", shapes_folder, tmp_path / "whole", machine, **RUN)
+    tiny_run("adele", shapes_folder, tmp_path / "cut", machine, **options)
+    tiny_run("adele", shapes_folder, tmp_path / "whole", machine, **options)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
     left, given = datasets.open(tmp_path / "cut" / "labels"), datasets.open(shapes_folder)
     whole = datasets.open(tmp_path / "whole" / "labels")

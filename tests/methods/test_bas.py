@@ -271,7 +271,7 @@ def test_maps_of_single_objects_are_stretched_and_of_the_images_size() -> None:
     assert 0 <= maps.fine.min() < 0.1 and 0.9 < maps.fine.max() <= 1
     other = learner.localize(image, torch.tensor([1]))
     assert torch.equal(maps.fine, other.fine), "the mean of the two best classes, whatever the tag"
-    assert learner.framed_map(image, 1).shape == (224, 224)
+    assert learner.framed_map(image, learner.localize(image, torch.tensor([1]))).shape == (224, 224)
 
 
 def test_the_given_classs_map_is_taken_with_one_class() -> None:

@@ -65,6 +65,11 @@ def test_what_cannot_be_fitted_is_never_memorized(curve: list[float]) -> None:
     assert update_epoch(curve, 10) == 16
 
 
+@pytest.mark.filterwarnings("error")
+def test_three_points_are_fitted_without_a_word() -> None:
+    assert fit_saturation(np.arange(3.0), np.array([0.2, 0.5, 0.6])) is not None
+
+
 def test_a_constant_curve_above_zero_is_memorized() -> None:
     assert update_epoch([0.5] * 60, 10) < 16
 
@@ -110,3 +115,14 @@ def test_a_class_is_memorized_for_ever() -> None:
     monitor.activate(2, 4)
     monitor.activate(2, 7)
     assert monitor.active.tolist() == [False, False, True] and monitor.since[2] == 4
+
+
+def test_a_class_is_due_every_so_many_epochs_from_its_activation_on() -> None:
+    monitor = MemorizationMonitor(3)
+    monitor.activate(1, 4)
+    monitor.activate(2, 5)
+    due = [monitor.due(epoch, 3).tolist() for epoch in range(4, 9)]
+    assert [each[1] for each in due] == [True, False, False, True, False]
+    assert [each[2] for each in due][1:] == [True, False, False, True]
+    assert not any(each[0] for each in due)
+    assert monitor.due(20).tolist() == [False, True, True]

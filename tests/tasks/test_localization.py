@@ -113,7 +113,8 @@ def test_difficult_objects_are_learned_and_do_not_count_as_tags() -> None:
 
 def test_a_framed_map_covers_the_whole_image_from_0_to_1() -> None:
     batch = scene((0, 0, 20, 32, 3))
-    framed = colors().framed_map(batch.image[0], 3)
+    maps = colors().localize(batch.image[0], torch.tensor([3]))
+    framed = colors().framed_map(batch.image[0], maps)
     assert framed.shape == (FRAME, FRAME) and float(framed.min()) == 0 and float(framed.max()) > 0.99
     assert (framed > 0.5).float().mean() == pytest.approx(0.5, abs=0.02)
     boxes = colors().framed_boxes(torch.tensor([[0.0, 0.0, 20.0, 32.0]]), (32, 40))

@@ -142,7 +142,8 @@ def test_a_folder_that_is_no_run_is_refused(call: Call, shapes_folder: Path, tmp
         "annotate": ["--data", shapes_folder, "--out", tmp_path / "out"],
         "report": [],
     }[verb]
-    assert str(shapes_folder) in call(verb, shapes_folder, *rest).message
+    # Images of a data set are no run; a data set itself may be evaluated.
+    assert str(shapes_folder) in call(verb, shapes_folder / "JPEGImages", *rest).message
     assert str(tmp_path / "nothing") in call(verb, tmp_path / "nothing", *rest).message
     assert not (tmp_path / "out").exists()
 

@@ -7,13 +7,14 @@ epoch is sought at which the fit's slope has lost most of what it had after the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import curve_fit
+from scipy.optimize import OptimizeWarning, curve_fit
 from torch import Tensor, nn
 
 IGNORE_INDEX = 255
@@ -57,7 +58,10 @@ def fit_saturation(time: NDArray[np.float64], iou: NDArray[np.float64]) -> Satur
     deviations = np.geomspace(1, 0.1, len(time))
     bounds: Any = ([0, 0, 0], [1, 1, np.inf])
     try:
-        found, _ = curve_fit(_saturation, time, iou, p0=(1, 1, 1), sigma=deviations, method="trf", bounds=bounds)
+        with warnings.catch_warnings():
+            # Of the fit's own covariance, which nobody asks for; three points leave it open.
+            warnings.simplefilter("ignore", OptimizeWarning)
+            found, _ = curve_fit(_saturation, time, iou, p0=(1, 1, 1), sigma=deviations, method="trf", bounds=bounds)
     except (RuntimeError, ValueError):
         return None
     return Saturation(*map(float, found))
@@ -168,6 +172,10 @@ class MemorizationMonitor(nn.Module):
         """Note that a class is being memorised; once is for ever."""
         if self.since[number] < 0:
             self.since[number] = epoch
+
+    def due(self, epoch: int, every: int = 1) -> Tensor:
+        """[K] bool: the classes to correct after an epoch: every so many epochs from that of their activation on."""
+        return self.active & ((epoch - self.since) % every == 0)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The curves, for the checkpoint."""

@@ -235,11 +235,19 @@ class LocalizationMethod(OptimizedMethod):
         present[probabilities.argmax()] = True
         return torch.tensor(self.classes.objects, dtype=torch.int64)[present.cpu()]
 
-    def framed_map(self, image: Tensor, label: int) -> Tensor:
-        """The map of one class in the square in which boxes are compared: [3, H, W] uint8 -> [FRAME, FRAME], 0..1."""
-        maps = self.localize(image, torch.tensor([label])).fine[None]
-        low, high = maps.min(), maps.max()
-        scaled = (maps - low) / (high - low + 1e-5)
+    def framed_map(self, image: Tensor, maps: ScoreMaps) -> Tensor:
+        """The map of an image's one class in the square in which boxes are compared.
+
+        Args:
+            image: [3, H, W] uint8.
+            maps: of that class alone.
+
+        Returns:
+            [FRAME, FRAME] from 0 to 1.
+        """
+        fine = maps.fine[None]
+        low, high = fine.min(), fine.max()
+        scaled = (fine - low) / (high - low + 1e-5)
         return functional.interpolate(scaled, size=(FRAME, FRAME), mode="bilinear", align_corners=False)[0, 0]
 
     def framed_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -254,17 +262,21 @@ class LocalizationMethod(OptimizedMethod):
         tags, logits = self.tags_of(batch), self.predict(batch.image)
         self.tag_scores.update(logits, batch.tags[:, list(self.classes.objects)])
         labels = torch.tensor(self.classes.objects)[tags[0].bool().cpu()]
-        if batch.mask is not None:
-            self.seed_scores.update(self.localize(batch.image[0], labels).fine, labels, batch.mask[0].cpu())
-        if len(labels) == 1:
-            self._score_single(batch, int(labels[0]), logits[0].cpu())
-
-    def _score_single(self, batch: Batch, label: int, logits: Tensor) -> None:
-        """The localisation of an image of one class."""
         boxes = None if batch.boxes is None else batch.boxes[0]
-        if batch.mask is None and (boxes is None or len(boxes) != 1):
+        one_object = len(labels) == 1 and boxes is not None and len(boxes) == 1
+        if batch.mask is None and not one_object:
             return
-        framed = self.framed_map(batch.image[0], label)
+        maps = self.localize(batch.image[0], labels)
+        if batch.mask is not None:
+            self.seed_scores.update(maps.fine, labels, batch.mask[0].cpu())
+        if len(labels) == 1:
+            self._score_single(batch, maps, logits[0].cpu())
+
+    def _score_single(self, batch: Batch, maps: ScoreMaps, logits: Tensor) -> None:
+        """The localisation of an image of one class: of its object, and of its pixels."""
+        label = int(maps.labels[0])
+        boxes = None if batch.boxes is None else batch.boxes[0]
+        framed = self.framed_map(batch.image[0], maps)
         if boxes is not None and len(boxes) == 1:
             size = (batch.image.shape[-2], batch.image.shape[-1])
             truth = self.framed_boxes(boxes.cpu(), size)

@@ -21,11 +21,16 @@ of the training, and ignored pixels stay in the mean of the cross-entropy. The c
 re-initialisation are not those of the command that it recommends; the latter are the defaults here. The factor of about
 a third by which the scales' weights multiply the logits acts as a temperature of 3, in the loss and in the correction.
 
+On CT scans (SegTHOR; the preset `segthor`) the network is a U-Net, the loss is divided by the number of scales, whose
+weights are a third each, a curve has one point per epoch and is fitted after its flat start, and corrections are kept:
+each class's every tenth epoch, at one scale, where both the old class and the new one are active or background. The
+predictions are made after the epoch and with running statistics instead of during the epoch's steps, under the
+temperature of the cross-entropy; slices are mirrored, and gray ones are read as color.
+
 Departures: the network is this package's DeepLabv3+ on any backbone, WideResNet-38 in the `paper` preset, instead of
-DeepLab v1; biases learn at their layer's rate; views have no change of hue. Of the paper's track on CT scans (SegTHOR)
-the trigger is there (`trigger="after_start"`), its own rules of correction are not. `warmup_epochs` (0 in the paper)
-starts with plain training, and `temperature` 1 leaves the logits as they are: a small network with random weights needs
-both. The corrected labels are left in the run's folder as the data set `labels`, the curves as `learning_curves.json`.
+DeepLab v1; views have no change of hue, saturation and value. `warmup_epochs` (0 in the paper) starts with plain
+training, and `temperature` 1 leaves the logits as they are: a small network with random weights needs both. The
+corrected labels are left in the run's folder as the data set `labels`, the curves as `learning_curves.json`.
 """
 
 from __future__ import annotations
@@ -34,22 +39,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import SGD, Optimizer
 
 from labelwise.errors import UserError, require_at_least, require_share
 from labelwise.losses.pixel import pixel_cross_entropy
 from labelwise.method import Card, Claim, Needs, Published, Stream
 from labelwise.models.dense_crf import CRFParameters, dense_crf, unary_from_logits
+from labelwise.models.label_correction import correct_labels, correct_scan_labels, may_correct
 from labelwise.models.memorization import MemorizationMonitor, fit_saturation, update_epoch, update_epoch_after_start
+from labelwise.models.unet import UNet
 from labelwise.samples import IGNORE_INDEX, Batch, Kind, Sample
 from labelwise.tasks.deeplab import DeepLabConfig, DeepLabMethod
 from labelwise.tasks.few_masks import in_evaluation
 from labelwise.tasks.label_store import LabelStore, StoredMaskView, UsedVersions, write_label_folder
+from labelwise.tasks.segmentation import SegmentationConfig
 
 SCALES = (1.0, 0.7, 1.5)
 CORRECTION_SCALES = (0.75, 1.0, 1.5)
@@ -62,8 +71,6 @@ CRF = CRFParameters(
     iterations=1,
     normalization="symmetric",
 )
-LARGEST_BACKGROUND = 0.95
-LEAST_KEPT_FOREGROUND = 0.5
 LEARNING_CURVES = "learning_curves.json"
 _CLAMP = 1e-3
 
@@ -118,68 +125,6 @@ def multiscale_loss(
     return MultiScaleLoss(cross_entropy, (sure * divergence).mean(), mean)
 
 
-def may_correct(mask: Tensor, active: Tensor, background: int | None) -> bool:
-    """Whether an image's labels are looked at: it has an active object class, or no object at all.
-
-    Args:
-        mask: [H, W] uint8, 255 = ignore.
-        active: [K] bool.
-        background: number of the class that is no object.
-    """
-    objects = _present(mask, len(active))
-    if background is not None:
-        objects[background] = False
-    return bool((objects & active).any()) or not bool(objects.any())
-
-
-def correct_labels(
-    mask: Tensor,
-    predicted: Tensor,
-    confidence: Tensor,
-    active: Tensor,
-    *,
-    threshold: float = 0.8,
-    background: int | None = 0,
-    class_constraint: bool = True,
-) -> Tensor:
-    """Replace labels by confident predictions of active classes (section 3.1 and the released code).
-
-    Only the new class has to be active. With the class constraint, an image that has objects gets no class that its
-    mask does not have. A correction that leaves fewer than half of the object pixels and more than 95 % background is
-    not made at all.
-
-    Args:
-        mask: [H, W] uint8, 255 = ignore; ignored pixels may be filled.
-        predicted: [H, W] int64.
-        confidence: [H, W] float, of the predictions.
-        active: [K] bool, the background's entry included.
-        threshold: tau in the paper.
-        background: number of the class that is no object.
-        class_constraint: apply it.
-
-    Returns:
-        [H, W] uint8.
-    """
-    if not may_correct(mask, active, background):
-        return mask
-    change = (predicted != mask) & (confidence > threshold) & active[predicted]
-    if class_constraint and bool(_is_object(mask, background).any()):
-        change &= _present(mask, len(active))[predicted]
-    corrected = torch.where(change, predicted.to(mask.dtype), mask)
-    before, after = (_is_object(each, background).sum() for each in (mask, corrected))
-    nearly_all = background is not None and (corrected == background).float().mean() > LARGEST_BACKGROUND
-    return mask if nearly_all and after < LEAST_KEPT_FOREGROUND * before else corrected
-
-
-def _present(mask: Tensor, classes: int) -> Tensor:
-    return torch.bincount(mask.flatten().long(), minlength=IGNORE_INDEX + 1)[:classes] > 0
-
-
-def _is_object(mask: Tensor, background: int | None) -> Tensor:
-    objects = mask != IGNORE_INDEX
-    return objects if background is None else objects & (mask != background)
-
-
 class ADELE(DeepLabMethod):
     """Follow each class's learning curve and correct the labels of those that are being memorised."""
 
@@ -207,8 +152,8 @@ class ADELE(DeepLabMethod):
             labels="masks:all",
             paper_labels="masks:all",
             margin=2.0,
-            scenes={"scenes": "textures", "size": 32, "train": 120, "val": 200, "noise": "uneven", "noise_amount": 1.0},
-            baseline_options=("crop", "steps", "batch_size"),
+            scenes={"scenes": "heads", "size": 40, "train": 120, "val": 120, "noise": "uneven", "noise_amount": 1.0},
+            baseline_options=("crop", "steps", "batch_size", "optimizer", "learning_rate"),
         ),
     )
 
@@ -216,6 +161,12 @@ class ADELE(DeepLabMethod):
     class Config(DeepLabConfig):
         """Options of ADELE; the defaults are those of the command that the released code recommends for VOC."""
 
+        network: Literal["deeplab", "unet"] = "deeplab"
+        "DeepLabv3+ on the backbone, or the U-Net of CT scans (SegTHOR), of random weights and without a backbone"
+        momentum: float = 0.9
+        "of sgd; 0.99 on CT scans (SegTHOR)"
+        bias_multiplier: float = 1.0
+        "learning rate of biases, as a multiple of their layer's; 2 in the paper"
         consistency_weight: float = 1.0
         "lambda: weight of the agreement of the three scales"
         confidence: float = 0.8
@@ -232,12 +183,20 @@ class ADELE(DeepLabMethod):
         "epochs of plain training at the start; wanted for networks with random weights"
         trigger: Literal["slope", "after_start"] = "slope"
         "memorisation is sought in the whole curve (VOC) or after its flat start, one point per epoch (SegTHOR)"
+        curve_labels: Literal["given", "current"] = "given"
+        "labels that the curves are measured against: as they were given (VOC), or as they are now (SegTHOR)"
         slope_ratio: float = 0.9
         "r: share of its first slope that a curve has lost when its class is being memorised; above 1 never"
         curve_every: int = 100
         "steps between the points of a learning curve, with the trigger slope"
+        correction: Literal["voc", "segthor"] = "voc"
+        "over several scales and to active classes; or at one scale, from active classes to active ones (SegTHOR)"
         correction_threshold: float = 0.8
         "tau: confidence above which a prediction replaces a label"
+        background_threshold: float = 0.7
+        "the same of the background, with the correction segthor"
+        correct_every: int = 1
+        "epochs from one correction of a class to its next; more than 1 only without reinitialize (SegTHOR: 10)"
         class_constraint: bool = True
         "images with objects get no class that their masks do not have"
         reinitialize: bool = True
@@ -252,22 +211,40 @@ class ADELE(DeepLabMethod):
                 UserError: names the option.
             """
             super().__post_init__()
-            for name in ("confidence", "correction_threshold"):
+            for name in ("confidence", "correction_threshold", "background_threshold", "momentum"):
                 require_share(name, getattr(self, name))
             for name, least in (
                 ("consistency_weight", 0),
                 ("slope_ratio", 0),
                 ("warmup_epochs", 0),
                 ("curve_every", 1),
+                ("correct_every", 1),
+                ("bias_multiplier", 0),
                 ("refine_from", -1),
             ):
                 require_at_least(name, getattr(self, name), least)
             if self.temperature <= 0:
                 raise UserError(f"--temperature {self.temperature}: must be above 0")
+            if self.correct_every > 1 and self.reinitialize:
+                raise UserError(f"--correct-every {self.correct_every}: needs labels that are kept; --no-reinitialize")
+            if self.network == "unet" and self.backbone_weights != "none":
+                raise UserError("--network unet: there are no pretrained weights of it; --backbone-weights none")
+
+        def at_output_stride(self, output_stride: int) -> Self:
+            """See `DeepLabConfig`; the U-Net has one output stride only."""
+            if self.network == "unet":
+                return SegmentationConfig.at_output_stride(self, output_stride)
+            return super().at_output_stride(output_stride)
 
     config: Config
     samples: Sequence[Sample] = ()
     store: LabelStore
+
+    def build_network(self, *, pretrained: bool) -> nn.Module:
+        """DeepLabv3+ on the configured backbone, or a U-Net of random weights."""
+        if self.config.network == "unet":
+            return UNet(len(self.classes))
+        return super().build_network(pretrained=pretrained)
 
     def build_training(self) -> None:
         """The scales' weights, the learning curves, and which version of the labels is learned from."""
@@ -276,8 +253,17 @@ class ADELE(DeepLabMethod):
         self.versions = UsedVersions()
 
     def rate_multiplier(self, name: str, parameter: nn.Parameter) -> float:
-        """The scales' weights learn at the backbone's rate."""
-        return 1.0 if name == "scale_weights" else super().rate_multiplier(name, parameter)
+        """The scales' weights learn at the backbone's rate, biases at a multiple of their layer's."""
+        if name == "scale_weights":
+            return 1.0
+        of_bias = self.config.bias_multiplier if name.endswith("bias") else 1.0
+        return of_bias * super().rate_multiplier(name, parameter)
+
+    def make_optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
+        """SGD with the configured momentum, or AdamW."""
+        if self.config.optimizer == "adamw":
+            return super().make_optimizer(groups)
+        return SGD(groups, momentum=self.config.momentum)
 
     def prepare(self, samples: Sequence[Sample], scratch: Path) -> None:
         """Remember the images, to pass through them after an epoch, and where to keep their labels."""
@@ -314,7 +300,8 @@ class ADELE(DeepLabMethod):
         assert labeled.mask is not None
         image = self.normalize(labeled.image)
         logits = [self.network(image)]
-        self.monitor.update(logits[0].detach().argmax(1), torch.stack(labeled.targets["original"]))
+        followed = labeled.mask if self.config.curve_labels == "current" else torch.stack(labeled.targets["original"])
+        self.monitor.update(logits[0].detach().argmax(1), followed)
         self.observe(corrected_classes=self.monitor.active.sum())
         if self.warming_up:
             # The weights of the scales take part with 0, since DDP asks for a gradient of every parameter.
@@ -345,8 +332,9 @@ class ADELE(DeepLabMethod):
             self.monitor.add_point(torch.as_tensor(counts))
         if ends and epochs > self.config.warmup_epochs:
             self._activate(epochs - 1)
-            if bool(self.monitor.active.any()):
-                self._correct(epochs)
+            due = self.monitor.due(epochs - 1, self.config.correct_every)
+            if bool(due.any()):
+                self._correct(epochs, due)
 
     def _activate(self, epoch: int) -> None:
         for number in self.classes.objects:
@@ -367,46 +355,50 @@ class ADELE(DeepLabMethod):
         return 1.0 if config.trigger == "after_start" else steps / config.curve_every
 
     @torch.no_grad()
-    def _correct(self, epochs: int) -> None:
-        """Write the labels that follow the epochs done so far, image by image."""
-        active = self.monitor.active.clone()
-        background = self.classes.background
-        if background is not None:
-            active[background] = True
-        config = self.config
+    def _correct(self, epochs: int, active: Tensor) -> None:
+        """Write the labels that follow the epochs done so far, image by image.
+
+        Args:
+            epochs: their number, which becomes the labels' version.
+            active: [K] bool, the object classes to correct.
+        """
+        if self.classes.background is not None:
+            active[self.classes.background] = True
         with in_evaluation(self.network):
             for index in range(len(self.samples)):
                 sample = self.samples[index]
                 assert sample.mask is not None
-                source = sample.mask if config.reinitialize else self.current_mask(sample)
+                source = sample.mask if self.config.reinitialize else self.current_mask(sample)
                 mask = source.as_subclass(Tensor).to(self.device)
-                if may_correct(mask, active, background):
-                    mask = correct_labels(
-                        mask,
-                        *self._sure_prediction(sample.image, epochs - 1),
-                        active,
-                        threshold=config.correction_threshold,
-                        background=background,
-                        class_constraint=config.class_constraint,
-                    )
-                self.store.write(epochs, sample.id, mask)
+                self.store.write(epochs, sample.id, self._corrected(mask, sample.image, epochs - 1, active))
         self.store.finish(epochs)
         self.versions.current = epochs
         self.store.prune(self.versions.needed)
 
-    def _sure_prediction(self, image: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """The class of every pixel and its confidence, over several scales: [3, H, W] uint8 -> [H, W] each."""
+    def _corrected(self, mask: Tensor, image: Tensor, epoch: int, active: Tensor) -> Tensor:
+        """The labels of an image after an epoch: [H, W] uint8, [3, H, W] uint8, [K] bool -> [H, W] uint8."""
+        config, background = self.config, self.classes.background
+        rules: dict[str, Any] = {"background": background, "class_constraint": config.class_constraint}
+        rules["threshold"] = config.correction_threshold
+        if config.correction == "segthor":
+            probability = self._probability(image, epoch, (1.0,))
+            threshold = config.background_threshold
+            return correct_scan_labels(mask, probability, active, background_threshold=threshold, **rules)
+        if not may_correct(mask, active, background):
+            return mask
+        return correct_labels(mask, self._probability(image, epoch, CORRECTION_SCALES), active, **rules)
+
+    def _probability(self, image: Tensor, epoch: int, scales: Sequence[float]) -> Tensor:
+        """The class probabilities of every pixel, over some scales: [3, H, W] uint8 -> [K, H, W]."""
         pixels = image.as_subclass(Tensor).to(self.device)
         normalized = self.normalize(pixels[None])
         refined = 0 <= self.config.refine_from <= epoch
         copies = [normalized, normalized.flip(-1)] if refined else [normalized]
-        logits = torch.stack([self._at_scale(copy, scale) for copy in copies for scale in CORRECTION_SCALES])
+        logits = torch.stack([self._at_scale(copy, scale) for copy in copies for scale in scales])
         if refined:
-            logits[len(CORRECTION_SCALES) :] = logits[len(CORRECTION_SCALES) :].flip(-1)
+            logits[len(scales) :] = logits[len(scales) :].flip(-1)
         mean = logits.float().mean((0, 1)) / self.config.temperature
-        probability = dense_crf(pixels, unary_from_logits(mean), CRF) if refined else mean.softmax(0)
-        confidence, label = probability.max(0)
-        return label, confidence
+        return dense_crf(pixels, unary_from_logits(mean), CRF) if refined else mean.softmax(0)
 
     def report(self, folder: Path) -> None:
         """Leave the labels as they were last corrected, as the data set `labels`, and the learning curves."""

@@ -396,12 +396,11 @@ class BAS(LocalizationMethod):
         return replace(own, fine=combine_maps(own.fine, fine), coarse=combine_maps(own.coarse, coarse))
 
     @torch.no_grad()
-    def framed_map(self, image: Tensor, label: int) -> Tensor:
+    def framed_map(self, image: Tensor, maps: ScoreMaps) -> Tensor:
         """As of every such method; in the localization track stretched to 0..1 before it is scaled to the frame."""
         if not self.config.single:
-            return super().framed_map(image, label)
-        maps = self._single_maps(image, self.columns(torch.tensor([label])))
-        return _resized(maps, (FRAME, FRAME))[0]
+            return super().framed_map(image, maps)
+        return _resized(self._single_maps(image, self.columns(maps.labels)), (FRAME, FRAME))[0]
 
     def _single_maps(self, image: Tensor, columns: Tensor) -> Tensor:
         """[3, H, W] uint8 -> [N, 1, h, w] in 0..1: for each of N classes its map, or the mean of the best classes'."""
