@@ -9,7 +9,6 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim import SGD, AdamW, Optimizer
 from torchmetrics import Metric
 from torchvision.transforms import v2
 
@@ -25,7 +24,7 @@ from labelwise.models.cam import multi_scale_maps
 from labelwise.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from labelwise.samples import IGNORE_INDEX, Batch, Sample, ScoreMaps, Views
 from labelwise.tasks.classification import tags_of_sample
-from labelwise.tasks.optimization import OptimizationConfig, OptimizedMethod, freeze_layers
+from labelwise.tasks.optimization import PlainOptimizationConfig, PlainOptimizedMethod, freeze_layers
 from labelwise.transforms.sized_crop import RandomSizedCrop
 
 FRAME = 224
@@ -45,7 +44,7 @@ class LocalizationNetwork(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalizationConfig(OptimizationConfig):
+class LocalizationConfig(PlainOptimizationConfig):
     """Options of every method that learns score maps from tags; the defaults are those of IRNet's classifier."""
 
     backbone: str = "resnet50"
@@ -62,16 +61,6 @@ class LocalizationConfig(OptimizationConfig):
     "strength of random brightness, contrast and saturation, and a third of it of hue; 0.3 in PSA"
     frozen_layers: tuple[str, ...] = ()
     "first layers of the backbone that stay as they were loaded: conv1 bn1 layer1 layer2 for IRNet's ResNet"
-    freeze_norms: bool = True
-    "keep the backbone's BatchNorm statistics as they were loaded; has to be off for random weights"
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    "sgd has the momentum that is given"
-    learning_rate: float = 0.1
-    "of the backbone at the first step"
-    momentum: float = 0.0
-    "of SGD; the rates of IRNet, ten times the usual, belong to 0 (its code hands the weight decay over in its place)"
-    schedule: Literal["poly", "constant"] = "poly"
-    "of the learning rate: (1 - t/T)^0.9, or always the same"
     map_scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     "factors of the image's size whose score maps are added"
     map_flip: bool = True
@@ -87,8 +76,7 @@ class LocalizationConfig(OptimizationConfig):
         """
         super().__post_init__()
         require_at_least("crop", self.crop, 8)
-        for name in ("momentum", "background"):
-            require_share(name, getattr(self, name))
+        require_share("background", self.background)
         require_at_least("color_jitter", self.color_jitter, 0)
         low, high = self.resize_range
         if not 8 <= low <= high:
@@ -98,7 +86,7 @@ class LocalizationConfig(OptimizationConfig):
             raise UserError(f"--map-scales {shown}: must be one or more factors above 0 and up to 8")
 
 
-class LocalizationMethod(OptimizedMethod):
+class LocalizationMethod(PlainOptimizedMethod):
     """A method that learns from tags and gives a score map for every tag of an image.
 
     A subclass gives `build_network`, a `LocalizationNetwork` with one column for each class but the background.
@@ -180,16 +168,6 @@ class LocalizationMethod(OptimizedMethod):
         """[B, K] uint8: 1 present, 0 absent; what shows only difficult objects is present, as in PSA's protocol."""
         assert batch.tags is not None
         return (batch.tags[:, list(self.classes.objects)] != 0).to(torch.uint8)
-
-    def make_optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
-        """SGD with the configured momentum, or AdamW."""
-        return AdamW(groups) if self.config.optimizer == "adamw" else SGD(groups, momentum=self.config.momentum)
-
-    def rate_factor(self, step: int) -> float:
-        """The learning rate's factor at a step, counted from 0, by the configured schedule."""
-        if self.config.schedule == "constant":
-            return 1.0
-        return float((1 - min(step, self.total_steps) / self.total_steps) ** 0.9)
 
     # -------------------------------------------------------------- prediction
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from labelwise.errors import UserError, require_at_least
+from labelwise.errors import UserError, require_at_least, require_share
 from labelwise.method import Method, MethodConfig
 
 
@@ -103,6 +103,48 @@ class OptimizedMethod(Method):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay acts on a parameter; on all unless a task says otherwise."""
         return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainOptimizationConfig(OptimizationConfig):
+    """Options of the optimiser that the pipelines from tags share, whose papers train without momentum."""
+
+    freeze_norms: bool = True
+    "keep the backbone's BatchNorm as it was loaded; has to be off for random weights"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    "sgd has the momentum that is given"
+    learning_rate: float = 0.1
+    "of the backbone, and of what learns as fast, at the first step"
+    momentum: float = 0.0
+    "of SGD; the papers' rates, ten times the usual, belong to 0 (IRNet's code hands weight decay over as momentum)"
+    schedule: Literal["poly", "constant"] = "poly"
+    "of the learning rate: (1 - t/T)^0.9, or always the same"
+
+    def __post_init__(self) -> None:
+        """Refuse a momentum that is none.
+
+        Raises:
+            UserError: names the option.
+        """
+        super().__post_init__()
+        require_share("momentum", self.momentum)
+
+
+class PlainOptimizedMethod(OptimizedMethod):
+    """A method that is trained with the momentum that is given, by a falling learning rate."""
+
+    config: PlainOptimizationConfig
+    Config = PlainOptimizationConfig
+
+    def make_optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
+        """SGD with the configured momentum, or AdamW."""
+        return AdamW(groups) if self.config.optimizer == "adamw" else SGD(groups, momentum=self.config.momentum)
+
+    def rate_factor(self, step: int) -> float:
+        """The learning rate's factor at a step, counted from 0, by the configured schedule."""
+        if self.config.schedule == "constant":
+            return 1.0
+        return float((1 - min(step, self.total_steps) / self.total_steps) ** 0.9)
 
 
 def scheduled(optimizer: Optimizer, rate_factor: Callable[[int], float]) -> OptimizerLRScheduler:

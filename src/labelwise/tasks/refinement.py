@@ -5,16 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim import SGD, AdamW, Optimizer
 from torchvision.transforms import v2
 
 from labelwise.datasets.base import Classes
-from labelwise.errors import UserError, require_at_least, require_share
+from labelwise.errors import UserError, require_at_least
 from labelwise.method import Method, Stream
 from labelwise.metrics.seeds import SEED_THRESHOLDS, SeedScores
 from labelwise.metrics.segmentation import SegmentationScores
@@ -22,12 +20,12 @@ from labelwise.models.pixel_affinity import PairLabels, affinity_labels
 from labelwise.models.pixels import PixelNormalization
 from labelwise.models.random_walk import random_walk
 from labelwise.samples import Batch, Sample, ScoreMaps, Views
-from labelwise.tasks.optimization import OptimizationConfig, OptimizedMethod, freeze_layers
+from labelwise.tasks.optimization import PlainOptimizationConfig, PlainOptimizedMethod, freeze_layers
 from labelwise.transforms import RandomScaleCrop, WeakView
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefinementConfig(OptimizationConfig):
+class RefinementConfig(PlainOptimizationConfig):
     """Options of every method that refines score maps by affinities of pixels."""
 
     output_stride: int = 16
@@ -38,14 +36,6 @@ class RefinementConfig(OptimizationConfig):
     "least and greatest factor by which an image is scaled before the crop"
     frozen_layers: tuple[str, ...] = ()
     "first layers of the backbone that stay as they were loaded, such as conv1 bn1 layer1"
-    freeze_norms: bool = True
-    "keep the backbone's BatchNorm as it was loaded; has to be off for random weights"
-    learning_rate: float = 0.1
-    "of the backbone and of what learns as fast, at the first step"
-    momentum: float = 0.0
-    "of SGD; the rates of the papers, ten times the usual, belong to 0"
-    schedule: Literal["poly", "constant"] = "poly"
-    "of the learning rate: (1 - t/T)^0.9, or always the same"
     radius: int = 5
     "pixels of a map that are nearer to each other than this are linked in the random walk"
     beta: float = 10.0
@@ -64,7 +54,6 @@ class RefinementConfig(OptimizationConfig):
         super().__post_init__()
         for name, least in (("crop", 8), ("radius", 2), ("beta", 0), ("log_steps", 0), ("map_power", 0)):
             require_at_least(name, getattr(self, name), least)
-        require_share("momentum", self.momentum)
         if self.log_steps > 16:
             raise UserError(f"--log-steps {self.log_steps}: must be at most 16, which are 65,536 steps")
         low, high = self.scale_range
@@ -72,7 +61,7 @@ class RefinementConfig(OptimizationConfig):
             raise UserError(f"--scale-range {low} {high}: must be two rising numbers above 0")
 
 
-class RefinementMethod(OptimizedMethod):
+class RefinementMethod(PlainOptimizedMethod):
     """A method that learns from masks, with 255 where they are unsure, and turns score maps into whole masks.
 
     A subclass gives `build_network`, `losses`, `predict` and `refined`.
@@ -137,16 +126,6 @@ class RefinementMethod(OptimizedMethod):
         assert batch.mask is not None
         labels = functional.interpolate(batch.mask[:, None], size=size, mode="nearest-exact")[:, 0]
         return affinity_labels(labels, radius, self.background_number)
-
-    def make_optimizer(self, groups: list[dict[str, object]]) -> Optimizer:
-        """SGD with the configured momentum, or AdamW."""
-        return AdamW(groups) if self.config.optimizer == "adamw" else SGD(groups, momentum=self.config.momentum)
-
-    def rate_factor(self, step: int) -> float:
-        """The learning rate's factor at a step, counted from 0, by the configured schedule."""
-        if self.config.schedule == "constant":
-            return 1.0
-        return float((1 - min(step, self.total_steps) / self.total_steps) ** 0.9)
 
     # -------------------------------------------------------------- prediction
 
