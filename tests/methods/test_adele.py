@@ -336,7 +336,7 @@ def test_a_run_cut_after_corrections_and_amid_epochs_ends_like_an_uninterrupted_
     for step in (4, 9, 10):
         with cut(step):
             tiny_run("adele", shapes_folder, tmp_path / "cut", machine, **options)
-        assert list((tmp_path / "cut").glob("scratch-*/labels/*/*.png"))
+        assert list((tmp_path / "cut").glob(".scratch-*/labels/*/*.png"))
     tiny_run("adele", shapes_folder, tmp_path / "cut", machine, **options)
     tiny_run("adele", shapes_folder, tmp_path / "whole", machine, **options)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -349,7 +349,7 @@ def test_a_run_cut_after_corrections_and_amid_epochs_ends_like_an_uninterrupted_
     assert curves == json.loads((tmp_path / "cut" / LEARNING_CURVES).read_text())
     assert {len(curve["epoch"]) for curve in curves.values()} == {13}
     assert (tmp_path / "whole" / "pictures" / LEARNING_CURVES_PICTURE).is_file()
-    assert not list((tmp_path / "whole").glob("scratch-*"))
+    assert not list((tmp_path / "whole").glob(".scratch-*"))
 
 
 def test_a_run_whose_labels_were_deleted_is_told_so(
@@ -358,7 +358,7 @@ def test_a_run_whose_labels_were_deleted_is_told_so(
     monkeypatch.setattr(ADELE, "_memorizes", lambda self, number, epoch: True)
     with cut(4):
         tiny_run("adele", shapes_folder, tmp_path, **RUN)
-    for file in tmp_path.glob("scratch-*/labels/*/*.png"):
+    for file in tmp_path.glob(".scratch-*/labels/*/*.png"):
         file.unlink()
     with pytest.raises(BadFile, match=r"labels of 'train_.*' are missing"):
         tiny_run("adele", shapes_folder, tmp_path, **RUN)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from labelwise.runs import Run
+from labelwise.verbs.train import scratch_folder
 from tests.tiny_runs import DETECTOR, OPTIONS, tiny_run
 
 
@@ -48,3 +50,11 @@ def test_weaker_labels_that_a_method_needs_follow_from_the_allowed_ones_alone(
     options = {"anchor_sizes": (8, 16), "output_stride": 8} if method == "faster_rcnn" else {}
     run = tiny_run(method, data, tmp_path / "run", base=base, labels="instances:6", steps=2, **options)
     assert (run / "model.safetensors").is_file()
+
+
+def test_a_further_process_may_be_quicker_than_the_one_that_makes_the_folder(tmp_path: Path) -> None:
+    scratch = scratch_folder(tmp_path / "run")
+    assert scratch.is_dir()
+    # The first process finds an empty folder.
+    Run(tmp_path / "run", {"method": "supervised"}).start()
+    assert scratch_folder(tmp_path / "run") == scratch

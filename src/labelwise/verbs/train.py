@@ -40,8 +40,11 @@ from labelwise.verbs.preparation import Material, broken_ids, note, prepare_mate
 from labelwise.verbs.stages import check_named, load_stages, make_stages, planned_runs
 from labelwise.verbs.starting import initial_weights
 
-_SCRATCH = "scratch-{}"
-"""The folder within a run's that a process keeps files in until the run is finished."""
+_SCRATCH = ".scratch-{}"
+"""The folder within a run's that a process keeps files in until the run is finished.
+
+Hidden, because a further process may make it before the first has made the run's folder, which then has to be empty.
+"""
 
 
 def train(
@@ -239,7 +242,7 @@ def _fit(
         hardware=hardware,
         monitor=PseudoLabelMonitor(material.dataset, monitored, run.folder) if monitored else None,
     )
-    scratch = _scratch(run.folder)
+    scratch = scratch_folder(run.folder)
     # What is measured before the training may need passes of the network over all images.
     if hardware.on_gpu:
         learner.to(torch.device("cuda", process_rank() % torch.cuda.device_count()))
@@ -275,10 +278,10 @@ class _Images(Sequence[Sample]):
         return self.read(self.ids[index])
 
 
-def _scratch(folder: Path) -> Path:
+def scratch_folder(folder: Path) -> Path:
     """Where this process may keep files until the run is finished."""
     scratch = folder / _SCRATCH.format(process_rank())
-    scratch.mkdir(exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     return scratch
 
 
