@@ -228,7 +228,7 @@ def finished(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_run_keeps_machines_and_ridges_and_no_scratch(finished: Path, samples: list[Sample]) -> None:
     results = outcome(finished)[1]
     assert 0 <= results["map"] <= 100
-    assert not list(finished.glob("scratch*"))
+    assert not list(finished.glob(".scratch*"))
     model = load_model(finished)
     assert isinstance(model, RCNN) and model.network.fitted
     assert len(model.predict(samples[0].image.as_subclass(Tensor)[None])[0])
@@ -251,7 +251,7 @@ def stop_in_completion(folder: Path, out: Path) -> None:
     cached = RCNN.cached
 
     def fail(self: RCNN, sample: Sample) -> Any:
-        if len(list(out.glob("scratch*/*.npz"))) == 5:
+        if len(list(out.glob(".scratch*/*.npz"))) == 5:
             raise KeyboardInterrupt
         return cached(self, sample)
 
