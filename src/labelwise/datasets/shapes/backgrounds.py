@@ -128,3 +128,14 @@ def illumination(size: int, rng: Generator) -> np.ndarray:
     center = rng.uniform(-0.5, 0.5, 2)
     spot = rng.uniform(-0.2, 0.3) * np.exp(-4 * ((x - center[0]) ** 2 + (y - center[1]) ** 2))
     return (rng.uniform(0.85, 1.1) + slope + spot)[..., None]
+
+
+def blurred_ground(size: int, rng: Generator) -> np.ndarray:
+    """A ground of soft colors that tells nothing, for scenes of experiments. -> [size, size, 3] from 0.25 to 0.75."""
+    return 0.25 + 0.5 * np.stack([noise(rng, size, size, (3, 3)) for _ in range(3)], axis=-1)
+
+
+def grainy(image: np.ndarray, deviation: float, rng: Generator) -> np.ndarray:
+    """A picture with a sensor's noise. [H, W, 3] from 0 to 1 -> [H, W, 3] uint8."""
+    pixels = image + deviation * rng.standard_normal(image.shape)
+    return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)

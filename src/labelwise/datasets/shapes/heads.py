@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from labelwise.datasets.base import Classes
+from labelwise.datasets.shapes.backgrounds import grainy
 from labelwise.datasets.shapes.captions import captions
 from labelwise.datasets.shapes.labels import labeled_sample
 from labelwise.datasets.shapes.options import ShapesOptions, random_state
@@ -52,11 +53,11 @@ def head_scene(options: ShapesOptions, split: str, index: int) -> Sample:
     body, head = _places(size, rng)
     image[body] = _color(rng.normal(_HUES[label - 1], _LEAN), (0.25, 0.4), rng)
     image[head] = _color(rng.normal(_HUES[label - 1], 0.02), (0.85, 1.0), rng)
-    pixels = image + _NOISE * rng.standard_normal(image.shape)
+    pixels = grainy(image, _NOISE, rng)
     visible = (body | head).astype(np.int64)
     return labeled_sample(
         f"{split}_{index:06d}",
-        (255 * np.clip(pixels, 0, 1)).astype(np.uint8),
+        pixels,
         visible,
         [label],
         captions([("pale", f"body with a {_WORDS[label - 1]} head")], visible, "blurred"),

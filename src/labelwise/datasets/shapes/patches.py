@@ -12,11 +12,11 @@ import numpy as np
 from numpy.random import Generator
 
 from labelwise.datasets.base import Classes
+from labelwise.datasets.shapes.backgrounds import blurred_ground, grainy
 from labelwise.datasets.shapes.canvas import color_word
 from labelwise.datasets.shapes.captions import captions
 from labelwise.datasets.shapes.labels import labeled_sample, without_hidden
 from labelwise.datasets.shapes.options import ShapesOptions, random_state
-from labelwise.datasets.shapes.textures import noise
 from labelwise.samples import Sample
 
 PATCH_CLASSES = Classes(("background", "rows", "columns", "checks", "plain"))
@@ -48,7 +48,7 @@ def patch_scene(options: ShapesOptions, split: str, index: int) -> Sample:
     """
     rng = random_state(options, split, index)
     size = options.size
-    image = 0.25 + 0.5 * np.stack([noise(rng, size, size, (3, 3)) for _ in range(3)], axis=-1)
+    image = blurred_ground(size, rng)
     visible = np.zeros((size, size), dtype=np.int64)
     things: list[tuple[str, int]] = []
     for number in range(1, 1 + int(rng.integers(_COUNTS[0], _COUNTS[1] + 1))):
@@ -57,11 +57,11 @@ def patch_scene(options: ShapesOptions, split: str, index: int) -> Sample:
         visible[inside] = number
         things.append((color_word(color), label))
     visible, kept = without_hidden(visible, len(things))
-    pixels = image + _NOISE * rng.standard_normal(image.shape)
+    pixels = grainy(image, _NOISE, rng)
     words = [(things[number][0], _WORDS[things[number][1]]) for number in kept]
     return labeled_sample(
         f"{split}_{index:06d}",
-        (255 * np.clip(pixels, 0, 1)).astype(np.uint8),
+        pixels,
         visible,
         [things[number][1] for number in kept],
         captions(words, visible, "blurred"),

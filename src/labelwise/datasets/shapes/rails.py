@@ -10,11 +10,11 @@ import numpy as np
 from numpy.random import Generator
 
 from labelwise.datasets.base import Classes
+from labelwise.datasets.shapes.backgrounds import blurred_ground, grainy
 from labelwise.datasets.shapes.canvas import color_word, random_color
 from labelwise.datasets.shapes.captions import captions
 from labelwise.datasets.shapes.labels import labeled_sample, without_hidden
 from labelwise.datasets.shapes.options import ShapesOptions, random_state
-from labelwise.datasets.shapes.textures import noise
 from labelwise.samples import Sample
 
 RAIL_CLASSES = Classes(("background", "train", "ball", "kite"))
@@ -45,7 +45,7 @@ def rail_scene(options: ShapesOptions, split: str, index: int) -> Sample:
     """
     rng = random_state(options, split, index)
     size = options.size
-    image = 0.25 + 0.5 * np.stack([noise(rng, size, size, (3, 3)) for _ in range(3)], axis=-1)
+    image = blurred_ground(size, rng)
     visible = np.zeros((size, size), dtype=np.int64)
     labels = [] if split == "ood" else _drawn_labels(rng)
     words = []
@@ -58,10 +58,10 @@ def rail_scene(options: ShapesOptions, split: str, index: int) -> Sample:
         visible[inside] = number
         words.append((color_word(color), RAIL_CLASSES.names[label]))
     visible, kept = without_hidden(visible, len(labels))
-    pixels = image + _NOISE * rng.standard_normal(image.shape)
+    pixels = grainy(image, _NOISE, rng)
     return labeled_sample(
         f"{split}_{index:06d}",
-        (255 * np.clip(pixels, 0, 1)).astype(np.uint8),
+        pixels,
         visible,
         [labels[number] for number in kept],
         captions([words[number] for number in kept], visible, "blurred"),

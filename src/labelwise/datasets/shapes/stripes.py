@@ -12,11 +12,11 @@ import numpy as np
 from numpy.random import Generator
 
 from labelwise.datasets.base import Classes
+from labelwise.datasets.shapes.backgrounds import blurred_ground, grainy
 from labelwise.datasets.shapes.canvas import color_word, random_color
 from labelwise.datasets.shapes.captions import captions
 from labelwise.datasets.shapes.labels import labeled_sample, without_hidden
 from labelwise.datasets.shapes.options import ShapesOptions, random_state
-from labelwise.datasets.shapes.textures import noise
 from labelwise.samples import Sample
 
 STRIPE_CLASSES = Classes(("background", "below_red", "below_blue"))
@@ -48,7 +48,7 @@ def stripe_scene(options: ShapesOptions, split: str, index: int) -> Sample:
     """
     rng = random_state(options, split, index)
     size = options.size
-    image = 0.25 + 0.5 * np.stack([noise(rng, size, size, (3, 3)) for _ in range(3)], axis=-1)
+    image = blurred_ground(size, rng)
     stripe = int(rng.integers(len(_STRIPES)))
     image[: round(size * rng.uniform(*_STRIPE_HEIGHT))] = _stripe_color(stripe, rng)
     visible = np.zeros((size, size), dtype=np.int64)
@@ -61,10 +61,10 @@ def stripe_scene(options: ShapesOptions, split: str, index: int) -> Sample:
         things.append((color_word(color), outline))
     visible, kept = without_hidden(visible, len(things))
     seen = [things[number] for number in kept]
-    pixels = image + _NOISE * rng.standard_normal(image.shape)
+    pixels = grainy(image, _NOISE, rng)
     return labeled_sample(
         f"{split}_{index:06d}",
-        (255 * np.clip(pixels, 0, 1)).astype(np.uint8),
+        pixels,
         visible,
         [1 + stripe] * len(seen),
         captions([(word, _OUTLINES[outline]) for word, outline in seen], visible, f"{_STRIPES[stripe]}-striped"),
