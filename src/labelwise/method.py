@@ -82,15 +82,18 @@ class Needs:
         labels: the kinds of label it learns from.
         unlabeled: it also learns from bare images.
         ood: it also needs images in which no class occurs.
+        dense: it learns from whole masks; other methods take points for masks that are silent everywhere else.
     """
 
     labels: frozenset[Kind]
     unlabeled: bool = False
     ood: bool = False
+    dense: bool = False
 
     def fit(self, kinds: Collection[Kind]) -> bool:
         """Whether a data set with these kinds of label has all that is needed (weaker kinds are derived)."""
-        return self.labels <= with_derivable(kinds)
+        given = with_derivable(kinds)
+        return self.labels <= (given if self.dense or Kind.POINTS not in given else given | {Kind.MASKS})
 
     @property
     def all_labels(self) -> str:

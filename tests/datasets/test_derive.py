@@ -11,7 +11,9 @@ from labelwise.datasets.derive import (
     boxes_of_instances,
     instance_labels,
     mask_of_instances,
+    points_of_mask,
     sample_points,
+    sparse_mask,
     tags_of_labels,
     tags_of_mask,
 )
@@ -30,6 +32,12 @@ def test_sampled_points_are_different_pixels_with_their_classes(mask: torch.Tens
     assert len({*zip(rows.tolist(), columns.tolist(), strict=True)}) == len(points)
     assert len(points) == min(count, int((mask != 255).sum()))
     assert all(torch.equal(a, b) for a, b in zip(sample_points(mask, count, seed), (points, labels), strict=True))
+
+
+@given(mask=MASKS)
+def test_a_sparse_mask_has_its_points_and_nothing_else(mask: torch.Tensor) -> None:
+    points, labels = points_of_mask(mask)
+    assert torch.equal(sparse_mask(points, labels, (mask.shape[0], mask.shape[1])), mask)
 
 
 def test_points_differ_between_seeds_and_cover_the_image() -> None:

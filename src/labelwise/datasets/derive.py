@@ -82,7 +82,14 @@ def boxes_of_instances(instances: Tensor) -> Tensor:
 
 
 def with_derived(sample: Sample, kinds: Collection[Kind], classes: Classes) -> Sample:
-    """The sample with masks, boxes and tags as well, if they are among the kinds and it has labels that tell them."""
+    """The sample with masks, boxes and tags as well, if they are among the kinds and it has labels that tell them.
+
+    Points tell a mask that is 255 everywhere else.
+    """
+    if Kind.MASKS in kinds and sample.mask is None and sample.points is not None and sample.point_labels is not None:
+        size = (sample.image.shape[-2], sample.image.shape[-1])
+        mask = sparse_mask(sample.points.as_subclass(Tensor), sample.point_labels, size)
+        sample = replace(sample, mask=tv_tensors.Mask(mask))
     if Kind.TAGS in kinds and sample.tags is None and sample.mask is not None:
         sample = replace(sample, tags=tags_of_mask(sample.mask, classes))
     instances, labels = sample.instances, sample.instance_labels
@@ -142,6 +149,23 @@ def points_of_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, columns = (mask.as_subclass(Tensor) != IGNORE_INDEX).nonzero(as_tuple=True)
     return torch.stack([columns, rows], dim=1).float(), mask.as_subclass(Tensor)[rows, columns].long()
+
+
+def sparse_mask(points: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask of which nothing but some pixels is known; `points_of_mask` gives them back.
+
+    Args:
+        points: [P, 2] float (x, y) within the image; of several on a pixel the last counts.
+        labels: [P] int64.
+        size: height and width.
+
+    Returns:
+        [H, W] uint8, 255 where there is no point.
+    """
+    mask = np.full(size, IGNORE_INDEX, dtype=np.uint8)
+    columns, rows = points.long().numpy().T
+    mask[rows, columns] = labels.numpy()
+    return torch.from_numpy(mask)
 
 
 def sample_points(mask: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from labelwise.models.atrous_heads import ClassifierBranch
 from labelwise.models.atrous_resnet import BLOCKS, create_atrous_resnet
 from labelwise.models.atrous_vgg import AtrousVGG16, load_vgg16
 from labelwise.models.backbones import Backbone, create_backbone
-from labelwise.models.score_maps import ScoreMapNetwork, pad_to_grid, pick_labels
+from labelwise.models.score_maps import ScoreMapNetwork, pad_to_grid, pick_labels, resize_align_corners
 from labelwise.samples import IGNORE_INDEX, Batch
 from labelwise.tasks.optimization import in_backbone
 from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod, require_output_stride
@@ -128,11 +128,16 @@ class ScoreMapMethod(SegmentationMethod):
     def map_loss(self, scores: Tensor, mask: Tensor, labeled: Batch) -> Tensor:
         """The mean loss over the points of a score map.
 
+        Clicks hardly ever lie at these points: where the labels are clicks, the scores are interpolated to the image's
+        own pixels instead.
+
         Args:
             scores: [B, K, h, w].
             mask: [B, H', W'], as of `on_grid`.
             labeled: what they were made of.
         """
+        if labeled.points is not None:
+            return self.supervised_loss(resize_align_corners(scores, mask.shape[-2:]), replace(labeled, mask=mask))
         return self.supervised_loss(scores, replace(labeled, mask=pick_labels(mask, scores.shape[-2:])))
 
     def rate_multiplier(self, name: str, parameter: nn.Parameter) -> float:

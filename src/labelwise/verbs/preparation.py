@@ -259,8 +259,15 @@ def _absent_classes(material: Material) -> list[str]:
 
 
 def _validation_ids(dataset: DataSet, split: str, kinds: Collection[Kind]) -> tuple[str, ...]:
-    if split == "val" and split not in dataset.splits:
+    """The images to score on; none where nobody has named a split and the usual one has no such labels."""
+    if split != "val":
+        return labelled_ids(dataset, split, kinds)
+    if split not in dataset.splits:
         note(f"{dataset.root} has no split 'val': the model will not be scored; --val-split names another")
+        return ()
+    if not all(dataset.having(kind, dataset.ids(split)) for kind in kinds):
+        what = " and ".join(sorted(kinds))
+        note(f"no image of split 'val' has {what}: the model will not be scored; --val-split names another")
         return ()
     return labelled_ids(dataset, split, kinds)
 

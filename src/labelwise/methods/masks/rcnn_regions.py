@@ -57,7 +57,7 @@ class RCNNRegions(SegmentationMethod):
         name="rcnn_regions",
         title="R-CNN on regions",
         task="semantic segmentation",
-        needs=Needs(frozenset({Kind.MASKS, Kind.BOXES})),
+        needs=Needs(frozenset({Kind.MASKS, Kind.BOXES}), dense=True),
         gives=frozenset({Kind.MASKS}),
         paper="Girshick, Donahue, Darrell, Malik: Rich feature hierarchies for accurate object detection and semantic "
         "segmentation, CVPR 2014, section 5",

@@ -132,7 +132,7 @@ class ADELE(DeepLabMethod):
         name="adele",
         title="Adaptive early-learning correction",
         task="semantic segmentation",
-        needs=Needs(frozenset({Kind.MASKS})),
+        needs=Needs(frozenset({Kind.MASKS}), dense=True),
         gives=frozenset({Kind.MASKS}),
         paper="Liu, Liu, Zhu, Shen, Fernandez-Granda: Adaptive Early-Learning Correction for Segmentation from Noisy "
         "Annotations, CVPR 2022",

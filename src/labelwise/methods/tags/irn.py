@@ -91,7 +91,7 @@ class IRN(RefinementMethod):
         name="irn",
         title="IRNet: inter-pixel relations",
         task="refinement",
-        needs=Needs(frozenset({Kind.MASKS})),
+        needs=Needs(frozenset({Kind.MASKS}), dense=True),
         gives=frozenset({Kind.MASKS}),
         paper="Ahn, Cho, Kwak, Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR "
         "2019 (arXiv:1904.05044)",

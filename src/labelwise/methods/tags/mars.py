@@ -111,7 +111,7 @@ class MARS(DeepLabMethod):
         name="mars",
         title="Biased object removal",
         task="semantic segmentation",
-        needs=Needs(frozenset({Kind.MASKS, Kind.TAGS})),
+        needs=Needs(frozenset({Kind.MASKS, Kind.TAGS}), dense=True),
         gives=frozenset({Kind.MASKS}),
         paper="Jo, Yu, Kim: MARS: Model-agnostic Biased Object Removal without Additional Supervision for "
         "Weakly-Supervised Semantic Segmentation, ICCV 2023",

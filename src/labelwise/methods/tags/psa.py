@@ -81,7 +81,7 @@ class PSA(RefinementMethod):
         name="psa",
         title="PSA: pixel-level semantic affinity (AffinityNet)",
         task="refinement",
-        needs=Needs(frozenset({Kind.MASKS})),
+        needs=Needs(frozenset({Kind.MASKS}), dense=True),
         gives=frozenset({Kind.MASKS}),
         paper="Ahn, Kwak, Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised "
         "Semantic Segmentation, CVPR 2018 (arXiv:1803.10464)",
