@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelwise.costs import COSTS, annotation_minutes, cost_table, count_annotations, drawn_kinds, parse_costs
+from labelwise.costs import (
+    COSTS,
+    annotation_minutes,
+    cost_table,
+    count_annotations,
+    drawn_kinds,
+    parse_costs,
+    sure_costs,
+)
+from labelwise.datasets.journal import Measured
 from labelwise.errors import UserError
 from labelwise.samples import DERIVABLE, Kind
 from labelwise.supervision import Streams
@@ -43,6 +52,14 @@ def test_own_costs_replace_published_ones() -> None:
     published = {kind.value: cost.seconds for kind, cost in COSTS.items()}
     assert table == published | {"masks": 60.0, "boxes": 7.5}
     assert cost_table({}) == published
+
+
+def test_a_person_is_believed_who_was_timed_often_enough() -> None:
+    few, many = Measured(seconds=1.5, count=9), Measured(seconds=80.0, count=10)
+    measured = sure_costs({Kind.POINTS: few, Kind.MASKS: many})
+    assert measured == {"masks": 80.0}
+    assert cost_table({}, measured) == cost_table({"masks": 80.0})
+    assert cost_table({"masks": 60.0}, measured)["masks"] == 60.0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ kind           seconds  for each    source
 =============  =======  ==========  ==============================================================================
 
 The figures were measured on PASCAL VOC and COCO; `docs/label-costs.md` has others, and says how sure each of them is.
+Where somebody has labelled the data set in the browser, the seconds that this took count instead.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from labelwise.datasets.journal import Measured
 from labelwise.errors import UserError, did_you_mean
 from labelwise.samples import DERIVABLE, Kind
 from labelwise.supervision import Streams
@@ -57,6 +59,10 @@ COSTS: dict[Kind, Cost] = {
 """The cost of every kind of label; the module's text has the sources in full."""
 
 
+LEAST_MEASURED = 10
+"""The fewest annotations of a kind whose mean time is taken for that of a person who knows the data."""
+
+
 def parse_costs(pairs: Sequence[str]) -> dict[str, float]:
     """The seconds of ``KIND=SECONDS`` pairs, such as ``masks=60``.
 
@@ -77,11 +83,17 @@ def parse_costs(pairs: Sequence[str]) -> dict[str, float]:
     return costs
 
 
-def cost_table(own: Mapping[str, float]) -> dict[str, float]:
-    """Seconds for each kind: the published ones, and those given instead.
+def sure_costs(measured: Mapping[Kind, Measured]) -> dict[str, float]:
+    """Seconds for each kind of which somebody was timed on at least `LEAST_MEASURED` annotations."""
+    return {kind.value: cost.seconds for kind, cost in measured.items() if cost.count >= LEAST_MEASURED}
+
+
+def cost_table(own: Mapping[str, float], measured: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Seconds for each kind: the published ones, and those measured or given instead.
 
     Args:
         own: kind of label -> seconds for each image, object, box or click, as `COSTS` counts them.
+        measured: the same, from `sure_costs`; what is given wins.
 
     Raises:
         UserError: an unknown kind, or no possible time.
@@ -91,7 +103,7 @@ def cost_table(own: Mapping[str, float]) -> dict[str, float]:
             raise UserError(f"--cost {kind}={seconds:g}: no label kind '{kind}'{did_you_mean(kind, Kind)}")
         if not (math.isfinite(seconds) and seconds >= 0):
             raise UserError(f"--cost {kind}={seconds:g}: must be a finite number of seconds, 0 or more")
-    return {kind.value: own.get(kind, cost.seconds) for kind, cost in COSTS.items()}
+    return {kind.value: cost.seconds for kind, cost in COSTS.items()} | dict(measured or {}) | dict(own)
 
 
 def drawn_kinds(streams: Streams, skipped: Collection[str] = ()) -> dict[str, frozenset[Kind]]:

@@ -117,6 +117,16 @@ def costed(
     return content | {"costs": cost_table(own or {})}
 
 
+def test_times_that_were_measured_are_told_from_published_ones(tmp_path: Path, read_page: Read) -> None:
+    content = costed({"points:20": {"points": 40}, "masks:1/8": {"masks": 184}}, [1.0, 735.0])
+    content["costs"]["points"] = 1.23456
+    content["measured_costs"] = {"points": 1.23456}
+    text = read_page(write_compare_report(tmp_path, content)).text
+    assert "an estimate, not a measurement" in text
+    assert "points 1.235 s per click (measured when this data set was labeled)" in text
+    assert "masks 239.7 s per image (Bearman et al., ECCV 2016)" in text
+
+
 MASKS = {"masks:1/16": {"masks": 92}, "masks:1/8": {"masks": 184}}
 
 

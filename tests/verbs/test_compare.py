@@ -16,6 +16,7 @@ from PIL import Image
 
 from labelwise import datasets
 from labelwise.costs import COSTS, cost_table
+from labelwise.datasets.journal import Measured
 from labelwise.errors import UserError
 from labelwise.hardware import Hardware
 from labelwise.reports.statistics import paired_difference
@@ -181,6 +182,21 @@ def test_another_cost_only_redraws(call: Call, finished: Path, shapes_folder: Pa
     assert stored(finished)["runs"][0]["annotation_minutes"] == 1.0
     assert "masks 10 s per image (given by --cost)" in (finished / "report.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("model.safetensors")} == weights
+
+
+def test_what_the_labels_of_this_data_set_took_counts_instead_of_published_times(
+    call: Call, monkeypatch: pytest.MonkeyPatch, finished: Path, shapes_folder: Path
+) -> None:
+    took = {Kind.MASKS: Measured(seconds=30.0, count=12), Kind.BOXES: Measured(seconds=9.0, count=3)}
+    monkeypatch.setattr(module, "measured_costs", lambda root: took if root == shapes_folder else {})
+    again = call("compare", "supervised", *words(shapes_folder, finished, "--json", own=False)).json
+    assert again["measured_costs"] == {"masks": 30.0}
+    assert again["costs"] == cost_table({"masks": 30.0})
+    assert again["runs"][0]["annotation_minutes"] == 3.0
+    page = (finished / "report.html").read_text()
+    assert "masks 30 s per image (measured when this data set was labeled)" in page
+    given = call("compare", "supervised", *words(shapes_folder, finished, "--cost", "masks=10", "--json", own=False))
+    assert given.json["costs"]["masks"] == 10
 
 
 def test_a_comparison_of_a_version_without_costs_gets_them(call: Call, finished: Path, shapes_folder: Path) -> None:

@@ -67,7 +67,7 @@ def compare(
         NAME=VALUE for every method that has this option, or METHOD.NAME=VALUE for one; may be given several times
     cost
         KIND=SECONDS of annotation, such as masks=60 for each mask; may be given several times; trains nothing anew
-        [default: published times]
+        [default: the times measured by `labelwise label` on this data set, else published ones]
     """
     from labelwise.costs import parse_costs
     from labelwise.reports.compare_page import comparison_markdown

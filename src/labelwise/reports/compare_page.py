@@ -19,6 +19,7 @@ from labelwise.reports.curves import bar_chart_with_points, line_chart
 from labelwise.reports.page import count, interval, is_number, render, score, signed, write_text
 from labelwise.reports.run_page import SCORE_NAMES, picture_content, read_pictures
 from labelwise.reports.statistics import mean_interval, paired_difference
+from labelwise.samples import Kind
 
 Row = dict[str, Any]
 
@@ -35,7 +36,7 @@ def write_compare_report(folder: Path, comparison: Mapping[str, Any]) -> Path:
             `method`, `labels`, `seed`, `score` (percent, None if the run failed), and where known `iou` or `ap` (class
             -> percent), `folder`, `seconds`, `steps`, `peak_memory_mb`, `labeled`, `unlabeled` (numbers of images),
             `annotations` (kind -> number) and `annotation_minutes`. Optional: `command`, `scale`, `split`, `notes`,
-            `costs` (kind -> seconds of annotation).
+            `costs` (kind -> seconds of annotation), `measured_costs` (those of them that this data set's labels took).
 
     Returns:
         the page's path.
@@ -304,11 +305,20 @@ def _cost_note(comparison: Mapping[str, Any]) -> list[str]:
     """How annotation time was estimated; nothing if it was not."""
     costs: Mapping[str, float] = comparison.get("costs") or {}
     used = {kind for run in comparison["runs"] for kind in run.get("annotations") or ()}
-    parts = [
-        f"{kind} {costs[kind]:g} s per {cost.per} ({cost.source if costs[kind] == cost.seconds else 'given by --cost'})"
-        for kind, cost in COSTS.items()
-        if kind in used and kind in costs
-    ]
-    if not parts:
+    told = [kind for kind in COSTS if kind in used and kind in costs]
+    if not told:
         return []
-    return [f"Annotation time is an estimate, not a measurement: {'; '.join(parts)}. --cost gives other times."]
+    parts = [f"{kind} {costs[kind]:.4g} s per {COSTS[kind].per} ({_cost_source(comparison, kind)})" for kind in told]
+    measured = all(_is_measured(comparison, kind) for kind in told)
+    what = "was measured on this data set" if measured else "is an estimate, not a measurement"
+    return [f"Annotation time {what}: {'; '.join(parts)}. --cost gives other times."]
+
+
+def _cost_source(comparison: Mapping[str, Any], kind: Kind) -> str:
+    if _is_measured(comparison, kind):
+        return "measured when this data set was labeled"
+    return COSTS[kind].source if comparison["costs"][kind] == COSTS[kind].seconds else "given by --cost"
+
+
+def _is_measured(comparison: Mapping[str, Any], kind: Kind) -> bool:
+    return bool((comparison.get("measured_costs") or {}).get(kind) == comparison["costs"][kind])

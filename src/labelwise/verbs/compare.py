@@ -12,8 +12,9 @@ from typing import Any
 
 from labelwise import datasets, methods
 from labelwise.configuration import option_names
-from labelwise.costs import annotation_minutes, cost_table, count_annotations, drawn_kinds
+from labelwise.costs import annotation_minutes, cost_table, count_annotations, drawn_kinds, sure_costs
 from labelwise.datasets.base import DataSet
+from labelwise.datasets.journal import measured_costs
 from labelwise.errors import UserError, did_you_mean, require_at_least
 from labelwise.files import atomic_write
 from labelwise.hardware import Hardware
@@ -90,7 +91,8 @@ def compare(
         options: options for every method that has them, or `method.option` for one.
         forms: methods with options of their own, under the names by which tables and pictures tell them apart, so
             that a method can be compared with itself; `{"fcn, stride 32": Form("fcn", {"stride": 32})}`.
-        costs: kind of label -> seconds of annotation, instead of the published ones (`labelwise.costs`).
+        costs: kind of label -> seconds of annotation, instead of those measured when the data set was labelled in the
+            browser, or else the published ones (`labelwise.costs`).
         metric: what to compare by, as `evaluate --json` names it, instead of the task's main score.
         hardware: where and how fast to compute.
 
@@ -102,7 +104,8 @@ def compare(
     """
     hardware, options, data = hardware or Hardware(), options or {}, Path(data)
     _refuse_repetitions(names, labels or (), seeds)
-    seconds = cost_table(costs or {})
+    measured = sure_costs(measured_costs(datasets.open(data).root))
+    seconds = cost_table(costs or {}, measured)
     compared = {name: (forms or {}).get(name, Form(name)) for name in names}
     per_form = options_of_forms(compared, options)
     prepared = {name: prepare_method(form.method, preset, per_form[name]) for name, form in compared.items()}
@@ -143,6 +146,7 @@ def compare(
         "baseline": names[0],
         "seeds": max(seeds, before.get("seeds", 0)),
         "costs": seconds,
+        "measured_costs": measured,
         "command": ["labelwise", *sys.argv[1:]],
         "runs": _with_minutes(_extended(before.get("runs", ()), runs), folder, data, split, seconds),
     }
