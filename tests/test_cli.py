@@ -30,6 +30,11 @@ WITHOUT_DEFAULT = {
     "--output-stride",
     "--crf",
     "--split",
+    "--strategy",
+    "--round",
+    "--run",
+    "--queries",
+    "--classes",
 }
 SWITCHES = {"--help", "--json", "--version"}
 POSITIONAL = {
@@ -43,6 +48,8 @@ POSITIONAL = {
     "predict": ["RUN", "IMAGES"],
     "annotate": ["RUN"],
     "refine": ["DATA"],
+    "select": ["RUN"],
+    "label": ["DATA"],
     "mine-ood": ["RUN"],
     "compare": ["METHOD"],
     "reproduce": ["METHOD"],

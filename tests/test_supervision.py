@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -351,3 +352,46 @@ def test_clicks_are_few_seeded_and_on_their_class(tmp_path: Path) -> None:
     assert torch.equal(mask[rows, columns].long(), sample.point_labels)
     assert content(result.read(dataset, id)) == content(sample)
     assert content(streams("points:20", dataset, seed=1).read(dataset, id)) != content(sample)
+
+
+@pytest.fixture
+def clicks(tmp_path: Path) -> Path:
+    """Clicks on the first two images, in a folder whose name has a plus sign."""
+    folder = tmp_path / "a+b" / "clicks"
+    folder.mkdir(parents=True)
+    for id in IDS[:2]:
+        (folder / f"{id}.json").write_text('{"points": []}')
+    return folder
+
+
+def test_a_folder_of_clicks_names_the_labelled_images(clicks: Path) -> None:
+    spec = f"points:{clicks}"
+    parsed = Supervision.parse(spec)
+    assert str(parsed) == spec and parsed.kinds == {Kind.POINTS}
+    # Of the data set's own points nothing is known any more.
+    dataset = Listed(IDS, points=IDS, masks=IDS)
+    result = parsed.streams(dataset, "train", 0)
+    assert set(result.labeled) == set(IDS[:2]) and set(result.unlabeled) == set(IDS[2:])
+    assert result.points_per_image is None and result.protocol == f"clicks of {clicks}"
+    view = parsed.view(dataset)
+    assert result == parsed.streams(view, "train", 0)
+    assert parsed.view(view) is view
+    assert Supervision.parse("points:3").view(dataset) is dataset
+
+
+def test_a_folder_of_clicks_of_other_images_is_refused(clicks: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        streams(f"points:{clicks}", full(IDS[5:]))
+    assert str(caught.value) == (
+        f"--labels points:{clicks}: {clicks} has no <id>.json of any image of the split 'train' of listed; "
+        "name the folder that holds these files"
+    )
+
+
+def test_a_folder_is_no_list_of_masks_and_a_lost_one_is_named(clicks: Path) -> None:
+    with pytest.raises(UserError, match="is no number, fraction, published list or file"):
+        Supervision.parse(f"masks:{clicks}")
+    parsed = Supervision.parse(f"points:{clicks}")
+    shutil.rmtree(clicks)
+    with pytest.raises(UserError, match=f"there is no folder {re.escape(str(clicks))}"):
+        parsed.streams(full(), "train", 0)

@@ -12,6 +12,7 @@ _PUBLIC = {
     "convert": "labelwise.verbs.convert",
     "evaluate": "labelwise.verbs.evaluate",
     "inspect": "labelwise.verbs.inspect",
+    "label": "labelwise.verbs.label",
     "load_model": "labelwise.saved",
     "mine_ood": "labelwise.verbs.mine_ood",
     "open": "labelwise.datasets",
@@ -20,6 +21,7 @@ _PUBLIC = {
     "report": "labelwise.verbs.report",
     "reproduce": "labelwise.verbs.reproduce",
     "run": "labelwise.verbs.run",
+    "select": "labelwise.verbs.select",
     "shapes": "labelwise.verbs.shapes",
     "train": "labelwise.verbs.train",
 }

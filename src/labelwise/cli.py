@@ -32,6 +32,8 @@ VERBS = {
     "predict": "Predict images: palette PNGs and overlays.",
     "annotate": "Write predictions as a new data set.",
     "refine": "Make other labels of score maps, without training, as a new data set.",
+    "select": "Choose the pixels of each image to label next, by a trained model or at random.",
+    "label": "Label images in the browser: pixels, tags, boxes, masks.",
     "mine-ood": "List images of no class that look like one to a classifier.",
     "compare": "Train several methods on the same labels and seeds; table, plot and page.",
     "reproduce": "Run a method's claim, paired over seeds, and say whether it holds.",
@@ -41,7 +43,8 @@ _MODULES = {
     "data": ("methods", "shapes", "inspect", "convert"),
     "training": ("train",),
     "recipes": ("run",),
-    "models": ("evaluate", "predict", "annotate", "refine", "mine-ood"),
+    "models": ("evaluate", "predict", "annotate", "refine", "select", "mine-ood"),
+    "annotation": ("label",),
     "experiments": ("compare", "reproduce", "report"),
 }
 """In which module of `labelwise.commands` a verb's command is."""

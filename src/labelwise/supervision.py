@@ -9,6 +9,7 @@ A specification is a sum of terms, ``masks:1/8+tags``. A term is a kind of label
 ``masks:classic/183``  the images of a published list (`labelwise.partitions`); also ``masks:blender/1_8``
 ``masks:FILE``         the images whose ids a text file lists
 ``points:20``          20 random clicks per image, on every image: for points a number counts clicks
+``points:FOLDER``      the clicks of a folder of ``<id>.json`` in the form of `Points/<id>.json` of a VOC folder
 ``none``               no labels at all
 =====================  =================================================================================
 """
@@ -28,6 +29,7 @@ from torchvision import tv_tensors
 
 from labelwise import partitions
 from labelwise.datasets.base import DataSet, unique
+from labelwise.datasets.clicked import Clicked
 from labelwise.errors import BadFile, UserError, did_you_mean
 from labelwise.samples import Kind, Sample
 
@@ -117,7 +119,17 @@ class Clicks:
         return str(self.per_image)
 
 
-Subset = Everything | Budget | Official | ListFile | Clicks
+@dataclass(frozen=True)
+class ClicksFolder:
+    """The clicks of a folder, which count instead of the data set's own."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Subset = Everything | Budget | Official | ListFile | Clicks | ClicksFolder
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,7 @@ class Supervision:
         Raises:
             UserError: names the option and the part that is wrong.
         """
-        parts = [part.strip() for part in spec.split("+")]
+        parts = _parts(spec)
         if parts == [NONE]:
             return cls(())
         terms = [_parse_term(part, spec) for part in parts]
@@ -166,6 +178,24 @@ class Supervision:
         """The kinds of label that it allows on some image."""
         return frozenset(term.kind for term in self.terms)
 
+    @property
+    def clicks_per_image(self) -> int | None:
+        """How many random clicks it allows on every image, or None if it counts none."""
+        return next((term.subset.per_image for term in self.terms if isinstance(term.subset, Clicks)), None)
+
+    def view(self, dataset: DataSet) -> DataSet:
+        """The data set as it has to be read: with the clicks of ``points:FOLDER`` instead of its own.
+
+        Raises:
+            UserError: the folder is not there any more.
+        """
+        folder = next((Path(term.subset.path) for term in self.terms if isinstance(term.subset, ClicksFolder)), None)
+        if folder is None or (isinstance(dataset, Clicked) and dataset.folder == folder):
+            return dataset
+        if not folder.is_dir():
+            raise UserError(f"--labels {self}: there is no folder {folder}; check the spelling")
+        return Clicked(dataset, folder)
+
     def streams(self, dataset: DataSet, split: str, seed: int) -> Streams:
         """Choose the images.
 
@@ -173,13 +203,14 @@ class Supervision:
         labels the images outside the budget have makes no difference.
 
         Args:
-            dataset: where the images are; no label file is opened.
+            dataset: where the images are, or the `view` of it; no label file is opened.
             split: the split to train on. A published list of VOC brings its own pool of unlabelled images instead.
             seed: of the choice.
 
         Raises:
             UserError: the data set lacks the split, or labels or images that the specification asks for.
         """
+        dataset = self.view(dataset)
         pool = _pool(self.terms, dataset, split)
         choices = [_Choice(self, term, dataset, split, pool, seed) for term in self.terms]
         chosen = [choice.ids() for choice in choices]
@@ -192,7 +223,7 @@ class Supervision:
             allowed={id: frozenset(kind for kind, ids in granted if id in ids) for id in pool},
             protocol=_protocol(choices),
             seed=seed,
-            points_per_image=next((t.subset.per_image for t in self.terms if isinstance(t.subset, Clicks)), None),
+            points_per_image=self.clicks_per_image,
         )
 
 
@@ -236,6 +267,8 @@ class _Choice:
                 return f"{path} ({partitions.fingerprint(_listed_ids(path))})"
             case Clicks(per_image):
                 return f"{per_image} own clicks per image, seed {self.seed}"
+            case ClicksFolder(path):
+                return f"clicks of {path}"
             case _:
                 return ""
 
@@ -253,6 +286,11 @@ class _Choice:
 
     def _having(self) -> tuple[str, ...]:
         having = self.dataset.having(self.term.kind, self.pool)
+        if not having and isinstance(self.term.subset, ClicksFolder):
+            raise self._error(
+                f"{self.term.subset} has no <id>.json of any image of the split '{self.split}' of {self.dataset.root}; "
+                "name the folder that holds these files"
+            )
         if not having:
             raise self._error(f"the split '{self.split}' of {self.dataset.root} has no {self.term.kind}; see `inspect`")
         return tuple(id for id in seeded_order(self.pool, self.seed) if id in having)
@@ -290,6 +328,12 @@ def _protocol(choices: Collection[_Choice]) -> str:
     return " + ".join(names) or ("every label" if choices else "no labels")
 
 
+def _parts(spec: str) -> list[str]:
+    """The terms as they are written; a plus sign within the path of a file or folder does not end one."""
+    subset = spec.partition(":")[2]
+    return [part.strip() for part in ([spec] if subset and Path(subset).exists() else spec.split("+"))]
+
+
 def _parse_term(text: str, spec: str) -> Term:
     name, colon, subset = text.partition(":")
     if name not in set(Kind):
@@ -311,6 +355,8 @@ def _parse_subset(kind: Kind, text: str, spec: str) -> Subset:
     if Path(text).is_file():
         _listed_ids(text)
         return ListFile(text)
+    if kind is Kind.POINTS and Path(text).is_dir():
+        return ClicksFolder(text)
     mend = did_you_mean(text, partitions.NAMES)
     raise UserError(f"--labels {spec}: '{text}' is no number, fraction, published list or file{mend}")
 

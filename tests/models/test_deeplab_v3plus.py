@@ -91,3 +91,20 @@ def test_a_backbone_without_stride_four_is_refused() -> None:
 
     with pytest.raises(ValueError, match="stride 4"):
         DeepLabV3Plus(Backbone(Body(), [3], [8]), 5)
+
+
+def test_dropouts_act_where_they_are_asked_for_and_never_change_the_names_of_the_state() -> None:
+    backbone = create_backbone("tiny", 16, None)
+    plain, dropping = (
+        DeepLabV3Plus(backbone, 5, 16, 8, (1, 2), dropout=dropout, decoder_dropout=(dropout, dropout))
+        for dropout in (0.0, 0.5)
+    )
+    dropping.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 48, 48)
+    features = dropping.eval().forward_features(x)
+    assert torch.equal(dropping.decoder_feature(*features), plain.eval().decoder_feature(*features))
+    for module in dropping.modules():
+        module.training = isinstance(module, nn.Dropout)
+    # The last convolution ends in a ReLU and then drops: more zeros.
+    zeros = [float((network.decoder_feature(*features) == 0).float().mean()) for network in (plain, dropping)]
+    assert zeros[1] > zeros[0] + 0.15

@@ -160,3 +160,17 @@ def test_the_seed_decides() -> None:
         outputs.append(RandomScaleCrop(24)(content)["image"])
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_a_window_need_not_be_square_and_its_padding_has_the_color_told() -> None:
+    transform = RandomScaleCrop(24, scale=(0.5, 0.5), fill=(9, 8, 7), width=40)
+    content: dict[str, Any] = {
+        "image": tv_tensors.Image(torch.full((3, 32, 48), 200, dtype=torch.uint8)),
+        "mask": tv_tensors.Mask(torch.ones(32, 48, dtype=torch.uint8)),
+        "points": tv_tensors.KeyPoints(torch.tensor([[47.0, 31.0]]), canvas_size=(32, 48)),
+    }
+    out = transform(content)
+    assert out["image"].shape == (3, 24, 40) and out["mask"].shape == (24, 40)
+    assert out["points"].canvas_size == (24, 40) and out["points"].tolist() == [[23, 15]]
+    assert (out["mask"][:16, :24] == 1).all() and int((out["mask"] == 1).sum()) == 16 * 24
+    assert out["image"][:, 20, 30].tolist() == [9, 8, 7] and out["image"][:, 15, 23].tolist() == [200] * 3

@@ -213,6 +213,76 @@ def refine(
         console.print(f"{result['images']} images with refined labels in {out}")
 
 
+def select(
+    run: Path | None = None,
+    /,
+    *,
+    data: Path,
+    out: Path,
+    pixels: int,
+    split: str = "train",
+    strategy: Literal["margin", "entropy", "least_confidence", "random"] | None = None,
+    share: float = 0.05,
+    choice: Literal["share_then_random", "best", "random_then_best"] = "share_then_random",
+    votes: int = 0,
+    round: int | None = None,
+    seed: int = 0,
+    skip_broken: Annotated[bool, Flag] = False,
+    placement: Annotated[Placement, Flat] = _PLACEMENT,
+    json: Json = False,
+) -> None:
+    """Choose the pixels of each image that a person is to label next, and write them as a file of queries.
+
+    Parameters
+    ----------
+    run
+        the folder of a segmenter's run; without one the pixels are random
+    data
+        the data set's folder; of its labels the clicks in Points alone are read, to ask for other pixels
+    out
+        the file to write, JSON; an earlier file of queries is replaced
+    pixels
+        how many of each image
+    split
+        the split whose images are to be labelled
+    strategy
+        by what the model is taken to be unsure; margin unless given, random without a run
+    share
+        of an image's pixels, the least sure that are candidates
+    choice
+        at random from the least sure share, the least sure of all, or the least sure of a random share
+    votes
+        passes with random dropout whose scores are averaged (query by committee); 0 = one pass without
+    round
+        how many models were trained before this choice, for the record; 0 without a run, else 1, unless given
+    seed
+        of all that is random
+    skip_broken
+        leave out images with broken files, and count them, instead of stopping
+    """
+    from labelwise.verbs.select import select as choose
+
+    result = choose(
+        run,
+        data=data,
+        out=out,
+        pixels=pixels,
+        split=split,
+        strategy=strategy,
+        share=share,
+        choice=choice,
+        votes=votes,
+        round=round,
+        seed=seed,
+        skip_broken=skip_broken,
+        hardware=placement.hardware(),
+    )
+    if json:
+        print_json(result)
+    else:
+        console.print(f"{result['pixels']} pixels of {result['images']} images to label in {out}")
+
+
 def mine_ood(
     run: Path,
     /,

@@ -22,7 +22,7 @@ from labelwise.datasets.derive import (
     tags_of_labels,
     tags_of_mask,
 )
-from labelwise.datasets.images import read_labels, read_mask, read_text, refuse
+from labelwise.datasets.images import AS_STORED, read_labels, read_mask, read_text, refuse
 from labelwise.datasets.listing import read_lines
 from labelwise.datasets.score_maps import read_score_maps
 from labelwise.datasets.voc_xml import read_annotation
@@ -165,8 +165,9 @@ class Labels:
 
     def _points(self, origin: Kind) -> Fields:
         if origin is Kind.POINTS:
-            self._require_told(None)
-            points, labels = read_points(self._file(Kind.POINTS), self._classes, self._size)
+            path = self._file(Kind.POINTS)
+            self._require_told(None if self._orientation == AS_STORED else stated_size(path))
+            points, labels = read_points(path, self._classes, self._size)
         else:
             points, labels = points_of_mask(self._mask)
         return {"points": tv_tensors.KeyPoints(points, canvas_size=self._size), "point_labels": labels}
@@ -182,7 +183,8 @@ def _as_boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
 def read_points(path: Path, classes: Classes, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Read `Points/<id>.json`: ``{"image": id, "points": [{"x": 12, "y": 7, "class": "cat"}, ...]}``.
 
-    `x` and `y` are the column and row of a pixel, from 0; the class may be the background.
+    `x` and `y` are the column and row of a pixel, from 0; the class may be the background. The file may state the
+    ``height`` and ``width`` of the image that it means, which one that EXIF turns needs (`checks.require_told`).
 
     Returns:
         Points [P, 2] float32 (x, y) and their classes [P] int64.
@@ -210,7 +212,22 @@ def read_points(path: Path, classes: Classes, size: tuple[int, int]) -> tuple[Te
     return points, torch.tensor([numbers[name] for *_, name in rows], dtype=torch.int64)
 
 
-def format_points(id: str, points: Tensor, labels: Tensor, classes: Classes) -> bytes:
+def stated_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of the image that a file of points states, or None.
+
+    Raises:
+        BadFile: the file is missing, too large, or no UTF-8 text.
+    """
+    try:
+        content = json.loads(read_text(path, POINTS_LIMIT))
+        return int(content["height"]), int(content["width"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def format_points(
+    id: str, points: Tensor, labels: Tensor, classes: Classes, size: tuple[int, int] | None = None
+) -> bytes:
     """The content of `Points/<id>.json`; `read_points` gives the points back.
 
     Args:
@@ -218,13 +235,15 @@ def format_points(id: str, points: Tensor, labels: Tensor, classes: Classes) -> 
         points: [P, 2] float32 (x, y).
         labels: [P] int64.
         classes: the classes.
+        size: height and width of the upright image, to be stated where EXIF turns it.
     """
     rows = [
         {"x": int(x) if x == int(x) else x, "y": int(y) if y == int(y) else y, "class": classes.names[label]}
         for (x, y), label in zip(points.tolist(), labels.tolist(), strict=True)
     ]
     listed = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows)
-    return f'{{"image": {json.dumps(id, ensure_ascii=False)}, "points": [\n{listed}\n]}}\n'.encode()
+    stated = "" if size is None else f', "height": {size[0]}, "width": {size[1]}'
+    return f'{{"image": {json.dumps(id, ensure_ascii=False)}{stated}, "points": [\n{listed}\n]}}\n'.encode()
 
 
 def read_captions(path: Path) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def read_annotation(path: Path) -> Annotation:
         BadFile: the file is missing, damaged, too large, declares a document type or entities, or has an object
             without a name, or with a box that is missing, not numeric, or inverted.
     """
-    root = _parse(path)
+    root = parse_annotation(path)
     elements = root.findall("object")
     if len(elements) > OBJECT_LIMIT:
         refuse(path, f"it has {len(elements)} objects, more than {OBJECT_LIMIT:,}", REPLACE)
@@ -162,7 +162,12 @@ def _inclusive(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.concatenate([first + 1, last], axis=1).astype(np.int64)
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def parse_annotation(path: Path) -> ElementTree.Element:
+    """The root of an annotation, with whatever it holds.
+
+    Raises:
+        BadFile: the file is missing, damaged, too large, or declares a document type or entities.
+    """
     text = _decode(read_bytes(path, SIZE_LIMIT))
     declaration = _DECLARATION.search(text)
     if declaration:

@@ -32,6 +32,7 @@ METHODS: dict[str, str] = {
     "mars": "labelwise.methods.tags.mars:MARS",
     "mgd": "labelwise.methods.few_masks.mgd:MGD",
     "p2at": "labelwise.methods.masks.p2at:P2ATMethod",
+    "pixelpick": "labelwise.methods.points.pixelpick:PixelPick",
     "psa": "labelwise.methods.tags.psa:PSA",
     "rcnn": "labelwise.methods.boxes.rcnn:RCNN",
     "rcnn_regions": "labelwise.methods.masks.rcnn_regions:RCNNRegions",

@@ -45,6 +45,7 @@ class DeepLabV3Plus(nn.Module):
         *,
         separable: bool = False,
         dropout: float = 0.0,
+        decoder_dropout: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         """Build it; the head's weights are random.
 
@@ -59,6 +60,7 @@ class DeepLabV3Plus(nn.Module):
                 Pseudo Supervision: its own pyramid (`ConcatenatedASPP`), Kaiming normal initialisation (fan in).
             separable: the 3x3 convolutions of the plain pyramid and of the decoder are depthwise separable.
             dropout: share of the plain pyramid's output that is dropped in training.
+            decoder_dropout: likewise, of the outputs of the decoder's two 3x3 convolutions.
 
         Raises:
             ValueError: the backbone has no such feature.
@@ -83,6 +85,9 @@ class DeepLabV3Plus(nn.Module):
                 for width in widths
             )
         )
+        # Dropouts of 0 are for committees (`acquisition.monte_carlo_dropout`), as is the one behind the backbone.
+        self.backbone_dropout = nn.Dropout(0.0)
+        self.fuse_dropouts = nn.ModuleList(map(nn.Dropout, decoder_dropout))
         self.classifier = nn.Conv2d(aspp_channels, classes, 1)
         if variant == "concatenated":
             for part in (self.low, self.fuse, self.classifier):
@@ -102,8 +107,12 @@ class DeepLabV3Plus(nn.Module):
 
     def decoder_feature(self, c1: Tensor, c4: Tensor) -> Tensor:
         """[B, C1, H/4, W/4] and [B, C4, H/OS, W/OS] -> [B, aspp_channels, H/4, W/4], the classifier's input."""
-        high = functional.interpolate(self.aspp(c4), size=c1.shape[2:], mode="bilinear", align_corners=True)
-        return self.fuse(torch.cat([high, self.low(c1)], dim=1))
+        pyramid = self.aspp(self.backbone_dropout(c4))
+        high = functional.interpolate(pyramid, size=c1.shape[2:], mode="bilinear", align_corners=True)
+        x = torch.cat([high, self.low(c1)], dim=1)
+        for convolution, dropout in zip(self.fuse, self.fuse_dropouts, strict=True):
+            x = dropout(convolution(x))
+        return x
 
     def decode(self, c1: Tensor, c4: Tensor) -> Tensor:
         """[B, C1, H/4, W/4] and [B, C4, H/OS, W/OS] -> logits [B, K, H/4, W/4]."""

@@ -26,6 +26,7 @@ from labelwise.reports.pseudo_labels_page import (
     pseudo_label_picture,
     pseudo_labels_section,
 )
+from labelwise.reports.rounds import ROUNDS, rounds_section
 
 PAGE = "report.html"
 """The name of the page in its folder."""
@@ -76,6 +77,7 @@ _FILES = (
     "metrics.csv",
     "monitor.csv",
     "results.json",
+    ROUNDS,
     "model.safetensors",
 )
 _BADGES = ("data", "backbone", "preset", "scale", "seed", "steps", "batch_size")
@@ -85,8 +87,8 @@ _POINTS = 240
 def write_run_report(folder: Path) -> Path:
     """Write `report.html` of a run folder from the files that are there.
 
-    Read are `config.yaml`, `environment.json`, `status.json`, `metrics.csv`, `monitor.csv`, `results.json` and
-    `pictures/*.png`; what is missing is left out.
+    Read are `config.yaml`, `environment.json`, `status.json`, `metrics.csv`, `monitor.csv`, `results.json`,
+    `rounds.json` and `pictures/*.png`; what is missing is left out.
 
     Args:
         folder: the run folder.
@@ -117,6 +119,7 @@ def write_run_report(folder: Path) -> Path:
         pseudo_labels=pseudo_labels_section(curves, _total_steps(status, curves), _chart),
         pseudo_label_picture=picture_content(sheet) if sheet else None,
         detection=detection_section(results, SCORE_NAMES),
+        rounds=rounds_section(_mapping(folder / ROUNDS), SCORE_NAMES),
         columns=columns,
         classes=classes,
         has_absent=any(None in row["values"] for row in classes),

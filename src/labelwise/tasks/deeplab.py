@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self, cast, get_args
+from typing import Literal, NamedTuple, Self, cast, get_args
 
 from torch import nn
 
@@ -15,6 +15,18 @@ from labelwise.tasks.segmentation import SegmentationConfig, SegmentationMethod,
 
 MULTI_GRID = (2, 4, 8)
 OutputStride = Literal[4, 8, 16, 32]
+
+
+class Dropouts(NamedTuple):
+    """Shares of values that are dropped in training.
+
+    Attributes:
+        pyramid: of the plain pyramid's output.
+        decoder: of the outputs of the decoder's two convolutions.
+    """
+
+    pyramid: float = 0.0
+    decoder: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,11 @@ class DeepLabMethod(SegmentationMethod):
     config: DeepLabConfig
     Config = DeepLabConfig
 
+    @property
+    def dropouts(self) -> Dropouts:
+        """None of the papers that share this network drops anything."""
+        return Dropouts()
+
     def build_network(self, *, pretrained: bool) -> nn.Module:
         """DeepLabv3+ on the configured backbone, with its own random head.
 
@@ -77,4 +94,6 @@ class DeepLabMethod(SegmentationMethod):
             low_channels=config.low_channels or max(16, config.decoder_channels * 48 // 256),
             rates=rates,
             variant=config.head,
+            dropout=self.dropouts.pyramid,
+            decoder_dropout=self.dropouts.decoder,
         )

@@ -108,7 +108,19 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     Returns:
         [C, H, W] uint8.
     """
-    kernel = pillow_kernel(sigma)
+    return blur_with(image, pillow_kernel(sigma))
+
+
+def blur_with(image: Tensor, kernel: list[float]) -> Tensor:
+    """Blur rows and columns with a symmetric kernel; beyond the border the image is continued by its last pixel.
+
+    Args:
+        image: [C, H, W] uint8.
+        kernel: an odd number of weights that add up to 1.
+
+    Returns:
+        [C, H, W] uint8.
+    """
     radius = len(kernel) // 2
     # Channel by channel, since what a channel needs stays in the cache.
     return torch.stack([_blur_channel(channel, kernel, radius) for channel in image])

@@ -30,19 +30,20 @@ MEAN_COLOR = (124, 116, 104)
 
 
 class ScaleCrop(v2.Transform):
-    """Resize, then cut a square window; subclasses draw the size and the window."""
+    """Resize, then cut a window, a square unless told; subclasses draw the size and the window."""
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask, tv_tensors.BoundingBoxes, tv_tensors.KeyPoints)
 
-    def __init__(self, crop: int, fill: Sequence[int]) -> None:
+    def __init__(self, crop: int, fill: Sequence[int], width: int | None = None) -> None:
         """Remember the window.
 
         Args:
             crop: side of the window in pixels.
             fill: RGB color outside the image.
+            width: of the window, if it is not as wide as high.
         """
         super().__init__()
-        self.crop, self.fill = crop, tuple(fill)
+        self.crop, self.width, self.fill = crop, width or crop, tuple(fill)
 
     @abstractmethod
     def draw(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -65,28 +66,28 @@ class ScaleCrop(v2.Transform):
             inpt = _resize_clicks(inpt, size)
         else:
             inpt = functional.resize(inpt, list(size))
-        return functional.crop(inpt, top, left, self.crop, self.crop)
+        return functional.crop(inpt, top, left, self.crop, self.width)
 
     def _window(self, image: Tensor, top: int, left: int) -> Tensor:
         height, width = image.shape[-2:]
-        rows, columns = _span(top, self.crop, height), _span(left, self.crop, width)
+        rows, columns = _span(top, self.crop, height), _span(left, self.width, width)
         inside = image[:, rows, columns]
-        if inside.shape[-2:] == (self.crop, self.crop):
+        if inside.shape[-2:] == (self.crop, self.width):
             # Whatever the layout of the file's image was: the photometric changes are fastest on whole planes.
             return inside.contiguous()
-        window = torch.tensor(self.fill, dtype=image.dtype).view(3, 1, 1).repeat(1, self.crop, self.crop)
+        window = torch.tensor(self.fill, dtype=image.dtype).view(3, 1, 1).repeat(1, self.crop, self.width)
         window[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside
         return window
 
     def _mask_window(self, mask: Tensor, size: tuple[int, int], top: int, left: int) -> Tensor:
         (height, width), (old_height, old_width) = size, mask.shape[-2:]
-        rows, columns = _span(top, self.crop, height), _span(left, self.crop, width)
+        rows, columns = _span(top, self.crop, height), _span(left, self.width, width)
         inside = mask.index_select(-2, _nearest(rows, height, old_height))
         inside = inside.index_select(-1, _nearest(columns, width, old_width))
-        if inside.shape[-2:] == (self.crop, self.crop):
+        if inside.shape[-2:] == (self.crop, self.width):
             return inside
         outside = False if mask.dtype == torch.bool else IGNORE_INDEX
-        window = mask.new_full((*mask.shape[:-2], self.crop, self.crop), outside)
+        window = mask.new_full((*mask.shape[:-2], self.crop, self.width), outside)
         window[..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside
         return window
 
@@ -94,19 +95,28 @@ class ScaleCrop(v2.Transform):
 class RandomScaleCrop(ScaleCrop):
     """The geometric recipe of the FixMatch family (UniMatch, CorrMatch, DSSN).
 
-    The long side becomes a uniform whole number between `scale` times `base`; the image is padded with black on the
-    right and at the bottom to at least the crop; the window is uniform.
+    The long side becomes a uniform whole number between `scale` times `base`; the image is padded, with black unless
+    told, on the right and at the bottom to at least the crop; the window is uniform.
     """
 
-    def __init__(self, crop: int, base: int | None = None, scale: tuple[float, float] = (0.5, 2.0)) -> None:
+    def __init__(
+        self,
+        crop: int,
+        base: int | None = None,
+        scale: tuple[float, float] = (0.5, 2.0),
+        fill: Sequence[int] = BLACK,
+        width: int | None = None,
+    ) -> None:
         """Remember the recipe.
 
         Args:
             crop: side of the window in pixels.
             base: the long side that `scale` refers to; None is the image's own (UniMatch), 400 that of ST++ on VOC.
             scale: least and greatest factor.
+            fill: RGB color outside the image.
+            width: of the window, if it is not as wide as high.
         """
-        super().__init__(crop, BLACK)
+        super().__init__(crop, fill, width)
         self.base, self.scale = base, scale
 
     def draw(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -116,7 +126,7 @@ class RandomScaleCrop(ScaleCrop):
         long = max(1, _uniform(int(base * self.scale[0]), int(base * self.scale[1])))
         short = max(1, int(shortest * long / longest + 0.5))
         size = (long, short) if height > width else (short, long)
-        return size, (_uniform(0, max(size[0] - self.crop, 0)), _uniform(0, max(size[1] - self.crop, 0)))
+        return size, (_uniform(0, max(size[0] - self.crop, 0)), _uniform(0, max(size[1] - self.width, 0)))
 
 
 class RandomChoiceScaleCrop(ScaleCrop):

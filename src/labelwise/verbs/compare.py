@@ -290,7 +290,9 @@ def _with_minutes(
 
 def _annotations(dataset: DataSet, spec: str, seed: int, split: str, skipped: Sequence[str]) -> dict[str, int]:
     """The annotations that a label specification stands for; objects are counted as boxes in the checked index."""
-    streams = Supervision.parse(spec).streams(dataset, split, seed)
+    supervision = Supervision.parse(spec)
+    dataset = supervision.view(dataset)
+    streams = supervision.streams(dataset, split, seed)
     drawn = drawn_kinds(streams, skipped)
     boxed = {id: frozenset({Kind.BOXES}) for id, kinds in drawn.items() if kinds & {Kind.BOXES, Kind.INSTANCES}}
     index = checked_index(dataset, boxed) if boxed else None

@@ -99,8 +99,8 @@ def prepare_material(
         BadFile: a file is broken and `skip_broken` is not set.
     """
     require_seed(seed)
-    dataset = datasets.open(data)
     supervision = Supervision.parse(labels)
+    dataset = supervision.view(datasets.open(data))
     _require_fit(method, supervision, labels)
     streams = supervision.streams(dataset, split, seed)
     truth = method.card.truth

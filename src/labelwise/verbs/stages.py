@@ -21,7 +21,8 @@ FOLDER = "stages"
 
 _SAME = ("data", "labels", "split", "seed")
 """What an earlier run must have in common with the one that learns from it: else labels would leak."""
-_LAUNCHERS = ("LOCAL_RANK", "SLURM_PROCID")
+LAUNCHERS = ("LOCAL_RANK", "SLURM_PROCID")
+"""What launchers of several processes, such as torchrun, set in the environment of each."""
 
 Train = Callable[[str, Path, Mapping[str, Any]], Any]
 """(method, folder, options) -> trains on the same data, labels and seed; a finished run is left as it is."""
@@ -43,7 +44,7 @@ def make_stages(method: type[Method], config: MethodConfig, run: Path, hardware:
     for number, stage in enumerate(method.stages(config), start=1):
         if not is_made(stage, config):
             continue
-        if hardware.world > 1 and any(name in os.environ for name in _LAUNCHERS):
+        if hardware.world > 1 and any(name in os.environ for name in LAUNCHERS):
             flag = f"--{stage.option.replace('_', '-')}"
             raise UserError(
                 f"{flag} {stage.word}: several processes of a launcher train one run; train '{stage.method}' "

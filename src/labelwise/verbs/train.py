@@ -37,6 +37,7 @@ from labelwise.scoring import score, write_prediction_sheet, write_pseudo_label_
 from labelwise.supervision import seeded_order
 from labelwise.tasks.few_masks import FewMasksMethod
 from labelwise.verbs.preparation import Material, broken_ids, note, prepare_material, prepare_method
+from labelwise.verbs.rounds import complete_rounds, last_labels, make_rounds, rounds_of, with_protocol
 from labelwise.verbs.stages import check_named, load_stages, make_stages, planned_runs
 from labelwise.verbs.starting import initial_weights
 
@@ -119,7 +120,13 @@ def train(
             write_run_report(folder)
         return read_json(folder / "results.json")
     ood = getattr(config, "ood", "")
-    material = prepare_material(method_class, Path(data), labels, split, val_split, seed, skip_broken, ood)
+    rounds = rounds_of(config, labels)
+    if rounds and process_rank() == 0:
+        _make_rounds(run, method_class, config, hardware)
+    seen = last_labels(folder, rounds) if rounds else labels
+    material = prepare_material(method_class, Path(data), seen, split, val_split, seed, skip_broken, ood)
+    if rounds:
+        material = with_protocol(material, config, labels)
     monitored = _monitored(material, monitor, seed, skip_broken)
     if process_rank() == 0:
         _make_stages(run, method_class, config, material.dataset.classes, hardware)
@@ -152,12 +159,12 @@ def train_anywhere(
     if hardware.world == 1:
         return train(name, hardware=hardware, **call, **options)
     # Lightning starts the further processes of a run by repeating the whole command, which must then be one `train`.
-    words = _as_words({**asdict(hardware), **call, **options}, methods.load(name).Config)
+    words = as_words({**asdict(hardware), **call, **options}, methods.load(name).Config)
     subprocess.run([sys.executable, "-m", "labelwise", "train", name, *words], check=True, stdout=subprocess.DEVNULL)
     return read_json(call["out"] / "results.json")
 
 
-def _as_words(options: Mapping[str, Any], config: type[MethodConfig]) -> list[str]:
+def as_words(options: Mapping[str, Any], config: type[MethodConfig]) -> list[str]:
     """Options as the shell takes them; None is left out."""
     hints = get_type_hints(config)
     words: list[str] = []
@@ -177,6 +184,17 @@ def run_name(method: str, data: Path, labels: str, seed: int) -> str:
     """The default name of a run's folder, such as `cps-VOC2012-masks-1-8-seed0`."""
     slug = "".join(letter if letter.isalnum() else "-" for letter in labels).strip("-")
     return f"{method}-{data.resolve().name}-{slug}-seed{seed}"
+
+
+def _make_rounds(run: Run, method: type[Method], config: MethodConfig, hardware: Hardware) -> None:
+    """Choose the clicks of this run by the models of the rounds before it, which are trained into its folder."""
+    names = ("data", "split", "val_split", "seed", "skip_broken", "start_from", "start_partly")
+    same = {name: run.request[name] for name in names if name in run.request}
+
+    def train_round(name: str, out: Path, labels: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        return train_anywhere(name, {**same, "out": out, "labels": labels}, options, hardware)
+
+    make_rounds(run, method, config, hardware, train_round)
 
 
 def _make_stages(run: Run, method: type[Method], config: MethodConfig, classes: Classes, hardware: Hardware) -> None:
@@ -335,6 +353,7 @@ def _fit_and_report(
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     save_model(learner, run.folder, results, command)
     run.write_results(results)
+    complete_rounds(run, type(learner), results)
     _write_pictures(run, learner, material, monitored)
     run.record(status="finished", step=learner.total_steps, steps=learner.total_steps, seconds=seconds)
     for scratch in run.folder.glob(_SCRATCH.format("*")):

@@ -4,8 +4,8 @@ Eight classes of objects, told apart by outline and surface pattern and never by
 on textured grounds among clutter that shares their colors. Some classes are common and some rare (`FREQUENCIES`).
 
 Other kinds of scenes are simpler, for experiments of minutes: patches of four patterns (`patch_scene`), shapes whose
-class a distant stripe tells (`stripe_scene`), bodies whose class a small head tells (`head_scene`), and shapes of which
-one class always stands on rails (`rail_scene`).
+class a distant stripe tells (`stripe_scene`), bodies whose class a small head tells (`head_scene`), shapes of which one
+class always stands on rails (`rail_scene`), and shapes of which some classes are rare (`rare_scene`).
 """
 
 from labelwise.datasets.shapes.heads import HEAD_CLASSES, head_scene
@@ -14,6 +14,7 @@ from labelwise.datasets.shapes.noise import with_noise
 from labelwise.datasets.shapes.options import Noise, ShapesOptions
 from labelwise.datasets.shapes.patches import PATCH_CLASSES, patch_scene
 from labelwise.datasets.shapes.rails import RAIL_CLASSES, rail_scene
+from labelwise.datasets.shapes.rare import RARE_CLASSES, RARE_FREQUENCIES, rare_scene
 from labelwise.datasets.shapes.scene import CLASSES, FREQUENCIES, scene
 from labelwise.datasets.shapes.stripes import STRIPE_CLASSES, stripe_scene
 from labelwise.datasets.shapes.write import OPTIONS_FILE, TRUE_MASKS, write_shapes
@@ -26,6 +27,8 @@ __all__ = [
     "OPTIONS_FILE",
     "PATCH_CLASSES",
     "RAIL_CLASSES",
+    "RARE_CLASSES",
+    "RARE_FREQUENCIES",
     "STRIPE_CLASSES",
     "TRUE_MASKS",
     "Noise",
@@ -34,6 +37,7 @@ __all__ = [
     "head_scene",
     "patch_scene",
     "rail_scene",
+    "rare_scene",
     "scene",
     "stripe_scene",
     "with_noise",

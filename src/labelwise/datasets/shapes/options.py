@@ -12,10 +12,10 @@ from labelwise.errors import UserError, did_you_mean, require_at_least
 
 Noise = Literal["none", "dilated", "eroded", "uneven", "shifted", "missing", "wrong_class", "context"]
 """How the train masks are spoiled."""
-Scenes = Literal["objects", "textures", "stripes", "heads", "rails"]
+Scenes = Literal["objects", "textures", "stripes", "heads", "rails", "rare"]
 """What is in the pictures."""
 
-MINIMUM_SIZE = {"objects": 48, "textures": 32, "stripes": 48, "heads": 40, "rails": 40}
+MINIMUM_SIZE = {"objects": 48, "textures": 32, "stripes": 48, "heads": 40, "rails": 40, "rare": 40}
 """The smallest image in pixels: rungs, handles and teeth of objects, and stripes, still cover whole pixels."""
 SPLITS = ("train", "val", "ood")
 MAXIMUM_SIZE = 2048

@@ -14,6 +14,7 @@ from labelwise.datasets.shapes.noise import with_noise
 from labelwise.datasets.shapes.options import ShapesOptions
 from labelwise.datasets.shapes.patches import PATCH_CLASSES, patch_scene
 from labelwise.datasets.shapes.rails import RAIL_CLASSES, rail_scene
+from labelwise.datasets.shapes.rare import RARE_CLASSES, rare_scene
 from labelwise.datasets.shapes.scene import CLASSES, scene
 from labelwise.datasets.shapes.stripes import STRIPE_CLASSES, stripe_scene
 from labelwise.datasets.voc import VOC
@@ -38,6 +39,7 @@ _KINDS: dict[str, tuple[Classes, Callable[[ShapesOptions, str, int], Sample]]] =
     "stripes": (STRIPE_CLASSES, stripe_scene),
     "heads": (HEAD_CLASSES, head_scene),
     "rails": (RAIL_CLASSES, rail_scene),
+    "rare": (RARE_CLASSES, rare_scene),
 }
 """The classes of each kind of scenes, and what draws one."""
 
@@ -85,6 +87,9 @@ def _write_scene(dataset: VOC, options: ShapesOptions, split: str, index: int) -
         (dataset.root / TRUE_MASKS).mkdir(exist_ok=True)
         write_mask(dataset.root / TRUE_MASKS / f"{sample.id}.png", sample.mask, classes)
         sample = replace(with_noise(sample, options, split, index, classes), instances=None, instance_labels=None)
+    if options.scenes == "rare":
+        # Points in files of their own would be the only ones that can be asked for; without, every pixel of a mask can.
+        sample = replace(sample, points=None, point_labels=None)
     dataset.write(sample)
     return sample.id
 
