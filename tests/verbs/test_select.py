@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 import labelwise
+from labelwise.datasets.journal import Journal
 from labelwise.datasets.queries import QueryFile, read_queries
 from labelwise.hardware import Hardware
 from labelwise.models.acquisition import uncertainty
+from labelwise.samples import Kind
 from labelwise.tasks.acquisition import AcquisitionConfig
 from labelwise.verbs.select import load_picker, mean_uncertainty, select
 from tests.conftest import Called
@@ -179,3 +181,14 @@ def test_a_run_of_another_task_is_refused(call: Call, data: Path, tmp_path: Path
         "random pixels"
     )
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_pixels_that_nobody_could_name_are_not_asked_again(data: Path, tmp_path: Path) -> None:
+    (data / "Labelling").mkdir()
+    with Journal(data / "Labelling" / "journal.jsonl") as journal:
+        for x, y in ((7, 7), (8, 8), (4000, 1)):
+            journal.append(f"skip-{x}", Kind.POINTS, "train_000001", 1.0, {"x": x, "y": y, "skipped": True})
+        journal.append("undo", Kind.POINTS, "train_000001", 1.0, {"undo": 2, "x": 8, "y": 8, "skipped": True})
+    select(data=data, out=tmp_path / "queries.json", pixels=48 * 48)
+    asked = pixels(read_queries(tmp_path / "queries.json"))["train_000001"]
+    assert (7, 7) not in asked and (8, 8) in asked

@@ -261,6 +261,31 @@ def measured_costs(root: Path) -> dict[Kind, Measured]:
     return tally.measured()
 
 
+def skipped_pixels(root: Path) -> dict[str, list[tuple[int, int]]]:
+    """The pixels whose class nobody could tell: there is no use in asking for them again.
+
+    Args:
+        root: the data set's folder.
+
+    Returns:
+        id -> (x, y) of each; images without any are left out.
+
+    Raises:
+        BadFile: the journal cannot be read.
+    """
+    path = root / FOLDER / JOURNAL
+    skipped: dict[int, tuple[str, int, int]] = {}
+    for entry in read_journal(path) if path.exists() else ():
+        if entry.undone is not None:
+            skipped.pop(entry.undone, None)
+        elif entry.skipped:
+            skipped[entry.number] = entry.id, entry.content["x"], entry.content["y"]
+    found: dict[str, list[tuple[int, int]]] = {}
+    for id, x, y in skipped.values():
+        found.setdefault(id, []).append((x, y))
+    return found
+
+
 @dataclass(frozen=True)
 class _Extent:
     """How much of a journal is whole: its bytes, the last number, and whether the last line has its end."""

@@ -26,6 +26,7 @@ from labelwise.samples import Kind, Sample, with_derivable
 from labelwise.supervision import Streams, Supervision
 
 _SEEDS = 2**32
+_PEEK = 8
 _FEW = 500
 "the most labelled images whose masks are searched for classes that never occur"
 
@@ -125,6 +126,7 @@ def prepare_material(
     material = Material(dataset, sources, streams, validation, tuple(sorted(broken)), method.card.needs.labels, others)
     if Kind.MASKS in method.card.needs.labels and len(labeled) <= _FEW and (absent := _absent_classes(material)):
         note(f"--labels {labels}: no labelled image shows {', '.join(absent)}; the model cannot learn to find them")
+    _note_few_clicks(material, labels)
     return material
 
 
@@ -136,6 +138,16 @@ def require_seed(seed: int) -> None:
     """
     if not 0 <= seed < _SEEDS:
         raise UserError(f"--seed {seed}: must be from 0 to {_SEEDS - 1}")
+
+
+def _note_few_clicks(material: Material, labels: str) -> None:
+    """Say so where clicks that somebody has made are fewer than those asked for: no mask adds to them."""
+    asked, read = material.streams.points_per_image, material.streams.read
+    for id in material.sources["labeled"][:_PEEK] if asked else ():
+        points = read(material.dataset, id).points
+        if points is not None and asked is not None and len(points) < asked:
+            note(f"--labels {labels}: '{id}' has {len(points)} points, and others may have as few; all of them count")
+            return
 
 
 def _usable_ood(images: OodImages, skip_broken: bool) -> tuple[str, ...]:

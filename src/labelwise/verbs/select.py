@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from labelwise import datasets
 from labelwise.datasets.base import DataSet
+from labelwise.datasets.journal import skipped_pixels
 from labelwise.datasets.queries import Query, QueryFile, read_queries, write_queries
 from labelwise.datasets.voc import VOC
 from labelwise.errors import BadFile, UserError, require_at_least
@@ -161,7 +163,8 @@ def select(
 ) -> dict[str, Any]:
     """Choose the pixels of each image of a split that are to be labelled next, and write them as a file of queries.
 
-    Pixels that have a click in the data set's `Points` are left out; no other label is read.
+    Pixels that have a click in the data set's `Points` are left out, and those that somebody has skipped in the label
+    page; no other label is read.
 
     Args:
         run: the folder of a finished run of any segmenter; None chooses at random.
@@ -199,7 +202,9 @@ def select(
     wanted = {id: _clicked(dataset, id) for id in dataset.ids(split)}
     broken = broken_ids(dataset, wanted, skip_broken)
     ids = usable(list(wanted), broken, f"split '{split}' of {data}")
-    queries = tuple(_query(picker, dataset.read(id, wanted[id]), pixels) for id in watched(ids, "selecting", len(ids)))
+    skipped = skipped_pixels(dataset.root)
+    watch = watched(ids, "selecting", len(ids))
+    queries = tuple(_query(picker, dataset.read(id, wanted[id]), pixels, skipped.get(id, [])) for id in watch)
     model = None if picker.output is None else str(run)
     chosen = QueryFile(queries, strategy, model, number)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -221,9 +226,14 @@ def occupied(points: Tensor, size: tuple[int, int]) -> Tensor:
     return taken
 
 
-def _query(picker: Picker, sample: Sample, pixels: int) -> Query:
+def _query(picker: Picker, sample: Sample, pixels: int, skipped: Sequence[tuple[int, int]]) -> Query:
     height, width = sample.image.shape[-2:]
-    taken = None if sample.points is None else occupied(sample.points, (height, width))
+    size = (height, width)
+    # The image may have been replaced by a smaller one since.
+    told = [(x, y) for x, y in skipped if x < width and y < height]
+    taken = occupied(torch.tensor(told).reshape(-1, 2), size)
+    if sample.points is not None:
+        taken |= occupied(sample.points, size)
     picked = picker.pick(sample.id, sample.image.as_subclass(Tensor), pixels, taken)
     x, y = picked.pixels.T.tolist()
     unsure = None if picked.uncertainty is None else round(picked.uncertainty, 6)
