@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,10 +26,14 @@ from tests.annotator.serving import TOKEN, serving
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
+    from labelwise.annotator.session import AnnotationSession
+
 WIDTH, HEIGHT = 48, 36
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 MARGIN = 10
 """CSS pixels that the page leaves free around an image."""
+CLASSES = Classes(("background", "cat", "dog", "tree"))
+KEYS = {"b": "background", "c": "cat", "d": "dog", "t": "tree"}
 
 
 @contextmanager
@@ -121,8 +125,9 @@ def _check_console(visit: Visit, message: Any, may_fail: bool) -> None:
 class IdleJobs:
     """Jobs that only tell what they are made to tell."""
 
-    def __init__(self, *, can_train: bool = False) -> None:
-        self.settings = SimpleNamespace(can_train=can_train)
+    session: AnnotationSession
+
+    def __init__(self) -> None:
         self.told: dict[str, Any] = {
             "state": "idle", "what": None, "step": 0, "steps": 0, "losses": [], "score": None, "seconds": 0.0,
             "message": None,
@@ -140,6 +145,9 @@ class IdleJobs:
     def stop(self) -> None:
         self.told = self.told | {"state": "stopped"}
 
+    def finish(self) -> None:
+        self.told = self.told | {"state": "finished", "what": "selecting", "score": 43.2}
+
 
 @contextmanager
 def served(root: Path, mode: str = "points", jobs: IdleJobs | None = None, **files: Path) -> Iterator[str]:
@@ -151,6 +159,7 @@ def served(root: Path, mode: str = "points", jobs: IdleJobs | None = None, **fil
     folder.mkdir(exist_ok=True)
     session = AnnotationSession(VOC(root), "train", folder, **files)
     at_work: Any = jobs or IdleJobs()
+    at_work.session = session
     try:
         with serving(lambda token, port: create_app(session, at_work, token, port, mode)) as client:
             yield f"http://127.0.0.1:{client.port}/?token={TOKEN}"
@@ -179,6 +188,23 @@ def ask(path: Path, ids: Sequence[str], pixels: int) -> Path:
         queries.append(Query(id, HEIGHT, WIDTH, tuple(x), tuple(y)))
     write_queries(path, QueryFile(tuple(queries), "random", None, 0))
     return path
+
+
+def name(visit: Visit, key: str, answers: dict[str, str | None]) -> None:
+    """Name the pixel that is drawn, and wait for the next one."""
+    shown = visit.drawn()
+    visit.press(key)
+    answers[shown] = KEYS[key]
+    visit.wait_changed(shown)
+
+
+def stored_points(root: Path) -> dict[str, str]:
+    """`x y image` -> class of every point on the disk."""
+    found = {}
+    for path in (root / "Points").iterdir():
+        told = json.loads(path.read_text())
+        found |= {f"{point['x']} {point['y']} {told['image']}": point["class"] for point in told["points"]}
+    return found
 
 
 class Program:

@@ -26,11 +26,11 @@ def new() -> str:
 
 
 def queries(folder: Path, ids: tuple[str, ...] = VOC_IDS[:4], name: str = "queries.json", **changed: Any) -> Path:
-    """A batch of three pixels for each image; the later an image, the less sure the model."""
+    """A batch of three pixels for each image; the later an image, the surer the model."""
     path = folder / name
     size = {"height": 24, "width": 32} | changed
     x, y = zip(*PIXELS, strict=True)
-    images = [Query(id, **size, x=x, y=y, uncertainty=place / 10) for place, id in enumerate(ids)]
+    images = [Query(id, **size, x=x, y=y, uncertainty=1 - place / 10) for place, id in enumerate(ids)]
     write_queries(path, QueryFile(tuple(images), "margin", "run", 2))
     return path
 

@@ -14,6 +14,7 @@ import pytest
 
 from labelwise.annotator import jobs as module
 from labelwise.annotator.jobs import Busy, Jobs, JobSettings
+from labelwise.annotator.progress import thinned
 from labelwise.runs import Run
 
 PATIENCE = 60
@@ -86,6 +87,8 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
     (tmp_path / "Labelling").mkdir()
+    (tmp_path / "Points").mkdir()
+    (tmp_path / "Points" / "a.json").write_text("labels")
     monkeypatch.setattr(module, "COMMAND", (sys.executable, "-S", str(script)))
     session = Session(tmp_path)
     behave(session)
@@ -138,8 +141,8 @@ def test_the_next_batch_is_trained_then_selected_then_loaded(session: Session) -
     root, folder = session.root, session.root / "Labelling"
     run, queries = folder / "runs" / "1", folder / "queries.unfinished.json"
     assert calls(session) == [
-        ["train", "supervised", f"--data={root}", "--labels=points", "--split=train", "--skip-broken",
-         "--preset=mini", "--steps=8", "--crop=32", f"--out={run}"],
+        ["train", "supervised", f"--data={root}", f"--labels=points:{folder}/points", "--split=train",
+         "--skip-broken", "--preset=mini", "--steps=8", "--crop=32", f"--out={run}"],
         ["select", str(run), f"--data={root}", f"--out={queries}", "--pixels=7", "--split=train", "--skip-broken",
          "--round=1"],
     ]  # fmt: skip
@@ -280,10 +283,9 @@ def test_a_stopped_training_goes_on_and_one_with_new_labels_begins(session: Sess
         return calls(session)[-1][-1].rpartition("/")[2]
 
     assert (trained(), trained()) == ("1", "1")
-    (session.root / "Points").mkdir()
-    (session.root / "Points" / "a.json").write_text("{}")
+    (session.root / "Points" / "b.json").write_text("{}")
     assert (trained(), trained()) == ("2", "2")
-    (session.root / "Points" / "a.json").write_text("{ }")
+    (session.root / "Points" / "b.json").write_text("{ }")
     assert trained() == "3"
     (session.root / "Labelling" / "job.json").write_text("torn")
     assert trained() == "4"
@@ -337,7 +339,7 @@ def test_predictions_are_made_beside_those_that_are_shown(session: Session, tmp_
     (shown / "annotate.json").write_text("{}")
     (shown / "old.png").write_text("old")
     behave(session, annotate="wait")
-    jobs = made(session, run=tmp_path / "run", can_train=False)
+    jobs = made(session, run=tmp_path / "run")
     jobs.start("predict")
     wait_for((session.root / "waiting").exists)
     told = jobs.describe()
@@ -366,9 +368,26 @@ def test_a_folder_that_holds_no_predictions_is_not_removed(session: Session, tmp
 def test_without_a_model_nothing_is_predicted_and_without_points_nothing_trained(session: Session) -> None:
     with pytest.raises(ValueError, match="there is no model yet"):
         made(session).start("predict")
-    for action in ("next", "select"):
-        with pytest.raises(ValueError, match="only pixels are chosen and learnt from"):
-            made(session, can_train=False).start(action)  # type: ignore[arg-type]
+    (session.root / "Points" / "a.json").unlink()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no pixel is labeled yet"):
+            made(session).start("next")
+        assert not (session.root / "Labelling" / "job.json").exists()
+        (session.root / "Points").rmdir() if (session.root / "Points").exists() else None
+
+
+def test_a_training_learns_from_the_points_as_they_were_when_it_began(session: Session) -> None:
+    behave(session, train="wait")
+    jobs = made(session)
+    jobs.start("next")
+    learnt = session.root / "Labelling" / "points"
+    (session.root / "Points" / "a.json").unlink()
+    (session.root / "Points" / "b.json").write_text("new")
+    assert {file.name: file.read_text() for file in learnt.iterdir()} == {"a.json": "labels"}
+    jobs.close()
+    jobs.start("next")
+    assert {file.name: file.read_text() for file in learnt.iterdir()} == {"b.json": "new"}
+    jobs.close()
 
 
 def test_the_newest_finished_training_is_the_model(session: Session, tmp_path: Path) -> None:
@@ -381,8 +400,8 @@ def test_the_newest_finished_training_is_the_model(session: Session, tmp_path: P
     assert jobs.model is not None and jobs.model.name == "10"
 
 
-def test_long_curves_are_thinned_to_their_end(session: Session) -> None:
+def test_long_curves_are_thinned_to_their_end() -> None:
     losses = [(step, 0.5) for step in range(1, 1002)]
-    thinned = module._thinned(losses)
-    assert len(thinned) <= 200 and thinned[-1] == (1001, 0.5)
-    assert module._thinned(losses[:150]) == losses[:150] and module._thinned([]) == []
+    shown = thinned(losses)
+    assert len(shown) <= 200 and shown[-1] == (1001, 0.5)
+    assert thinned(losses[:150]) == losses[:150] and thinned([]) == []

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from labelwise.annotator.session import Conflict
+from labelwise.annotator import clicks
+from labelwise.annotator.session import AnnotationSession, Conflict
 from labelwise.datasets.journal import measured_costs
 from labelwise.datasets.voc import VOC
 from labelwise.errors import BadFile
@@ -141,7 +142,9 @@ def test_a_point_that_cannot_be_is_refused_in_one_line(folder: Path, x: int, y: 
 
 def test_the_background_can_be_named_and_pixels_that_nobody_asked_for_as_well(folder: Path) -> None:
     one = session(folder)
-    assert one.queries(8) == {"queries": [], "done": 0, "total": 0, "passed_over": 0, "round": 0, "strategy": "random"}
+    told = one.queries(8)
+    assert told.pop("batch")
+    assert told == {"queries": [], "done": 0, "total": 0, "passed_over": 0, "round": 0, "strategy": "random"}
     one.answer_point(new(), FIRST, 1, 1, 0, 1.0)
     assert points_on_disk(folder) == [(1, 1, "background")]
     with pytest.raises(Conflict):
@@ -155,7 +158,6 @@ def test_the_next_batch_replaces_the_last_and_an_earlier_one_goes_on_where_it_wa
     one.load_queries(second)
     reply = one.queries(8)
     assert (reply["done"], reply["total"]) == (0, 3), "the answers of another batch do not count"
-    assert one.undo(new())["undone"] is None
     one.answer_point(new(), SECOND, 4, 5, DOG, 1.0)
     assert points_on_disk(folder, SECOND) == [(4, 5, "dog")]
     one.load_queries(first)
@@ -165,6 +167,58 @@ def test_the_next_batch_replaces_the_last_and_an_earlier_one_goes_on_where_it_wa
     with pytest.raises(BadFile, match=r"bad\.json"):
         one.load_queries(path)
     assert one.queries(8)["done"] == 1
+
+
+def test_a_question_that_the_next_batch_dropped_can_be_answered_and_taken_back(folder: Path) -> None:
+    first, second = queries(folder), queries(folder, (SECOND,), "second.json")
+    one = session(folder, queries=first)
+    assert one.answer_point(new(), FIRST, 4, 5, CAT, 1.0)["batch"] == one.queries(1)["batch"]
+    one.load_queries(second)
+    late = new()
+    for _ in range(2):
+        reply = one.answer_point(late, FIRST, 9, 6, DOG, 1.0)
+        assert (reply["done"], reply["total"], next_pixels(reply)[0]) == (0, 3, (SECOND, 4, 5))
+    one.answer_point(new(), FIRST, 20, 3, None, 1.0)
+    assert points_on_disk(folder) == [(4, 5, "cat"), (9, 6, "dog")]
+    for undone in ({"x": 20, "y": 3, "class": None}, {"x": 9, "y": 6, "class": DOG}, {"x": 4, "y": 5, "class": CAT}):
+        reply = one.undo(new())
+        assert reply["undone"] == {"id": FIRST} | undone and reply["done"] == 0
+    assert points_on_disk(folder) == [] and one.undo(new())["undone"] is None
+    one.answer_point(new(), FIRST, 4, 5, DOG, 1.0)
+    one.close()
+    again = session(folder, queries=first)
+    assert again.queries(1)["done"] == 0, "the answer was no longer one of the first batch"
+    assert points_on_disk(folder) == [(4, 5, "dog")]
+
+
+def test_an_undo_in_one_batch_leaves_the_answers_of_another(folder: Path) -> None:
+    first, second = queries(folder), queries(folder, (FIRST,), "second.json")
+    one = session(folder, queries=first)
+    one.answer_point(new(), FIRST, 4, 5, CAT, 1.0)
+    one.load_queries(second)
+    one.answer_point(new(), FIRST, 4, 5, DOG, 1.0)
+    one.undo(new())
+    assert one.queries(1)["done"] == 0 and points_on_disk(folder) == [(4, 5, "cat")]
+    one.load_queries(first)
+    assert one.queries(1)["done"] == 1
+
+
+def test_answers_about_images_of_another_split_are_not_taken_back(folder: Path) -> None:
+    (folder / "ImageSets/Main/other.txt").write_text(f"{SECOND}\n")
+    one = session(folder, queries=queries(folder))
+    one.answer_point(new(), FIRST, 4, 5, CAT, 1.0)
+    one.close()
+    other = AnnotationSession(VOC(folder), "Main/other", folder / "Labelling")
+    assert other.undo(new())["undone"] is None and points_on_disk(folder) == [(4, 5, "cat")]
+
+
+def test_so_many_of_the_latest_answers_can_be_taken_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clicks, "_KEPT", 2)
+    one = session(folder, queries=queries(folder))
+    for x, y in ((4, 5), (9, 6), (20, 3)):
+        one.answer_point(new(), FIRST, x, y, CAT, 1.0)
+    assert [one.undo(new())["undone"] is None for _ in range(3)] == [False, False, True]
+    assert points_on_disk(folder) == [(4, 5, "cat")] and one.queries(1)["done"] == 1
 
 
 def test_questions_of_images_that_cannot_be_labeled_are_passed_over_and_counted(folder: Path) -> None:

@@ -24,6 +24,21 @@ def test_questions_come_image_by_image_and_from_left_to_right() -> None:
     }  # fmt: skip
 
 
+def test_images_come_least_sure_first_and_as_listed_without_a_model() -> None:
+    def ids(*uncertainties: float | None) -> str:
+        queue = batch(*(Query(name, 9, 9, (1,), (1,), sure) for name, sure in zip("abcd", uncertainties, strict=False)))
+        return "".join(id for id, *_ in shown(queue))
+
+    assert ids(0.1, 0.9, 0.5) == "bca"
+    assert ids(0.2, 0.9, 0.2, 0.9) == "bdac", "equals stay as they are listed"
+    assert ids(None, None, None) == "abc"
+
+
+def test_the_order_of_the_images_does_not_tell_batches_apart() -> None:
+    surer = Query("b", 10, 20, (7, 2, 5), (1, 2, 3), 0.0)
+    assert batch(A, B).batch == batch(A, surer).batch
+
+
 def test_an_answered_question_is_not_asked_and_comes_back_when_taken_back() -> None:
     queue = batch(B, A)
     for x, y in ((2, 2), (5, 3), (7, 1)):

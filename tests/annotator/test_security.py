@@ -32,6 +32,7 @@ from labelwise.annotator.server import bind
 from labelwise.errors import UserError
 from tests.annotator.serving import PATIENCE, TOKEN, Client, serving
 
+STATIC = ("/static/style.css", "/static/app.js")
 REACHED: list[str] = []
 """The requests that came through the guard."""
 
@@ -49,7 +50,7 @@ async def inside(request: Request) -> Response:
 
 
 def guarded(token: str, port: int) -> Guard:
-    routes = [Route(path, inside, methods=["GET", "POST"]) for path in ("/", "/api", "/bug")]
+    routes = [Route(path, inside, methods=["GET", "POST"]) for path in ("/", "/api", "/bug", *STATIC)]
     return Guard(Starlette(routes=routes), token=token, port=port)
 
 
@@ -114,6 +115,18 @@ def test_without_the_cookie_nothing_is_answered(client: Client, cookie: str | No
     assert page.status == 401 and b"printed in the terminal" in page.body
     assert page.header("Content-Type") == "text/html; charset=utf-8"
     assert REACHED == []
+
+
+def test_without_the_cookie_the_style_sheet_alone_is_free(client: Client) -> None:
+    sent = {"Cookie": None}
+    for path in ("/static/app.js", "/static/style.css/", "/static//style.css", "/static/style.css%2f..%2fapp.js"):
+        assert client.get(path, sent).status == 401
+    assert client.post("/static/style.css", b"", sent).status == 401
+    assert client.get("/static/style.css", sent | {"Host": "evil.example"}).status == 403
+    assert client.get("/static/style.css", sent | {"Origin": "http://evil.example"}).status == 403
+    assert REACHED == []
+    assert b'href="/static/style.css"' in client.get("/", sent).body
+    assert client.get("/static/style.css", sent).status == 200 and REACHED == ["/static/style.css"]
 
 
 def test_cookies_of_other_programs_do_no_harm(client: Client) -> None:

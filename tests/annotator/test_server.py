@@ -127,7 +127,7 @@ def test_other_methods_are_not_allowed(client: Client, method: str, path: str) -
 
 def test_the_session_is_described_with_what_the_page_may_do(client: Client, dataset: VOC) -> None:
     told = client.get("/api/session").json
-    assert told["mode"] == "tags" and told["modes"] == list(MODES) and told["can_train"] is True
+    assert told["mode"] == "tags" and told["modes"] == list(MODES)
     assert told["data"] == str(dataset.root) and told["images"] == 5 and told["round"] == 1
     assert told["classes"][CAT]["name"] == "cat" and told["classes"][CAT]["color"] == "#400000"
     assert told["has_predictions"] is False and told["ignore"] == 255
@@ -321,7 +321,7 @@ BOXES = {"answer": "a-1", "revision": 0, "boxes": [], "seconds": 1.0}
         (f"/api/boxes/{FIRST}", BOXES, {"boxes": [{"box": [9, 9, 3, 4], "class": 1, "difficult": False}]}),
         (f"/api/boxes/{FIRST}", BOXES, {"boxes": [{"box": [1, 2, 3, 4], "class": 99, "difficult": False}]}),
         (f"/api/open/{FIRST}", {"tab": "t"}, {"tab": ""}),
-        ("/api/job", {"action": "stop"}, {"action": "select"}),
+        ("/api/job", {"action": "stop"}, {"action": "train"}),
         ("/api/job", {"action": "stop"}, {"action": ["next"]}),
     ],
 )
@@ -356,9 +356,9 @@ def test_a_name_that_is_no_text_is_an_unknown_image(client: Client) -> None:
 
 def test_jobs_are_started_stopped_and_told(client: Client, jobs: FakeJobs) -> None:
     assert client.get("/api/job").json == {"state": "idle"}
-    for action in ("predict", "next", "stop"):
+    for action in ("select", "predict", "next", "stop"):
         assert client.post("/api/job", {"action": action}).json == {"state": "idle"}
-    assert jobs.asked == ["predict", "next", "stop"]
+    assert jobs.asked == ["select", "predict", "next", "stop"]
     busy = client.post("/api/job", {"action": "next"})
     assert busy.status == 409 and busy.error == "a job is running already"
 

@@ -74,7 +74,7 @@ def test_an_unknown_split_and_a_bad_journal_are_named(folder: Path) -> None:
 
 
 def test_the_listing_filters_searches_orders_and_pages(folder: Path) -> None:
-    one = session(folder, queries=queries(folder))
+    one = session(folder, queries=queries(folder, VOC_IDS[3::-1]))
     one.answer_point(new(), SECOND, 4, 5, CAT, 1.0)
 
     def ids(filter: str = "all", search: str = "", order: str = "list", offset: int = 0, count: int = 9) -> list[str]:
@@ -86,7 +86,7 @@ def test_the_listing_filters_searches_orders_and_pages(folder: Path) -> None:
     assert ids(search="000002") == [SECOND] and ids("points", search="000001") == []
     assert one.images("all", "", "list", 0, 1) == {
         "total": 4,
-        "images": [{"id": FIRST, "height": 24, "width": 32, "kinds": [], "problem": None, "uncertainty": 0.0}],
+        "images": [{"id": FIRST, "height": 24, "width": 32, "kinds": [], "problem": None, "uncertainty": 0.7}],
     }
     for wrong in ({"filter": "captions"}, {"order": "size"}):
         with pytest.raises(ValueError, match=r"'captions' is none of|'size' is neither"):

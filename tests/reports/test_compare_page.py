@@ -153,6 +153,18 @@ def test_budgets_of_different_kinds_share_only_the_axis_of_minutes(tmp_path: Pat
     assert "Score over annotation minutes" in page.text and "Score over labeled images" not in page.text
 
 
+def test_a_combination_that_was_not_run_is_left_out(tmp_path: Path, read_page: Read) -> None:
+    content = costed({"tags": {"tags": 1464}, "masks:1/16": {"masks": 92}}, [488.0, 367.54])
+    content["runs"] = [run for run in content["runs"] if (run["labels"], run["method"]) != ("tags", "supervised")]
+    (tags, _, _) = comparison_table(content)
+    assert (tags["method"], tags["difference"], tags["pairs"]) == ("cps", None, None)
+    assert comparison_markdown(content).splitlines()[2].startswith("| tags | cps | 3 | 56.00 ± 24.84 |  | 92 |")
+    assert next(csv.DictReader(io.StringIO(comparison_csv(content))))["difference"] == ""
+    page = read_page(write_compare_report(tmp_path, content))
+    assert "Not every method was run on all of these labels" in page.text and "no common seed" not in page.text
+    assert page.tags.count("svg") == 3 and "Score over annotation minutes" in page.text
+
+
 def test_one_budget_has_minutes_but_no_chart_of_budgets(tmp_path: Path, read_page: Read) -> None:
     page = read_page(write_compare_report(tmp_path, costed({"masks:1/16": {"masks": 92}}, [367.54])))
     assert page.tags.count("svg") == 1 and "Label budgets" not in page.text

@@ -113,6 +113,11 @@ def test_bars_show_each_seed() -> None:
     assert len(circles) >= len(few) + 2
 
 
+def test_a_name_keeps_its_color_in_charts_of_which_some_lack_another() -> None:
+    alone = bar_chart_with_points({"cps": [46.0]}, "mean IoU (%)", "tags", order=["supervised", "cps"])
+    assert "var(--chart-1," in alone and "var(--chart-0," not in alone
+
+
 def test_empty_charts_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         line_chart({}, "x", "y", "t")

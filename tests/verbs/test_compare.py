@@ -281,6 +281,18 @@ def test_a_folder_of_something_else_is_refused(call: Call, shapes_folder: Path, 
         (["supervised", "--labels", "masks:1/2", "--labels", "masks:1/2"], "--labels masks:1/2: given twice"),
         (["supervised", "--labels", "masks:1/2", "--labels", "masks:99"], "--labels masks:99: asks for 99 masks; the"),
         (["supervised", "cps", "--labels", "tags"], "--labels tags: gives tags, but 'supervised' needs masks"),
+        (
+            ["supervised", "adele", "--labels", "points:5", "--labels", "points:9"],
+            "METHOD adele: learns from masks, which none of --labels points:5, points:9 gives; leave it",
+        ),
+        (
+            ["supervised", "adele", "--labels", "masks", "--labels", "tags"],
+            "--labels tags: none of supervised, adele learns from it; leave it out, or add a method that `labelwise",
+        ),
+        (
+            ["supervised", "--labels", "masks", "--labels", "tags"],
+            "--labels tags: gives tags, but 'supervised' needs m",
+        ),
         (["supervised", "--seeds", "0"], "--seeds 0: must be at least 1"),
         (["supervised", "--option", "crosweight=1"], "--option crosweight: 'supervised' has no option 'crosweight'"),
         (["supervised", "cps", "--option", "crosweight=1"], "--option crosweight: none of supervised, cps has an opti"),

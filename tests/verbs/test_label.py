@@ -31,7 +31,7 @@ from labelwise.verbs import label as module
 from labelwise.verbs.labelling_folder import class_list, labelling_folder
 from tests.annotator.serving import Client
 from tests.conftest import VOC_IDS, Called
-from tests.tiny_runs import MACHINE, OPTIONS, PATIENCE, ended, start, wait_for
+from tests.tiny_runs import PATIENCE, ended, start, wait_for
 
 Call = Callable[..., Called]
 SESSIONS: list[AnnotationSession] = []
@@ -77,7 +77,6 @@ def test_a_voc_folder_is_labelled_where_it_is(call: Call, served: list[dict[str,
     assert re.fullmatch(r"labelling at http://127\.0\.0\.1:\d+/\?token=[\w-]{43} \(Ctrl-C ends it\)\n", called.err)
     (told,) = served
     assert told["data"] == str(voc_folder) and told["mode"] == "boxes" and told["images"] == 4
-    assert not told["jobs"].can_train
     assert sorted(path.name for path in voc_folder.iterdir()) == [
         "Annotations", "ImageSets", "JPEGImages", "Labelling", "SegmentationClass", "SegmentationObject"
     ]  # fmt: skip
@@ -317,7 +316,7 @@ def test_options_of_the_training_are_handed_on(
     )
     settings = served[0]["jobs"]
     assert settings.options == ("--steps=6", "--accelerator=cpu", "--scale-range", "0.5", "1.0")
-    assert (settings.method, settings.preset, settings.pixels, settings.can_train) == ("pixelpick", "mini", 3, True)
+    assert (settings.method, settings.preset, settings.pixels) == ("pixelpick", "mini", 3)
 
 
 def test_predictions_of_an_earlier_call_are_shown(
@@ -417,50 +416,3 @@ def test_a_second_call_on_the_same_labels_is_refused(call: Call, voc_folder: Pat
     with labelling(tmp_path / "first", voc_folder, "--queries", queries_of(tmp_path)):
         message = call("label", voc_folder, "--no-browser").message
     assert str(voc_folder) in message
-
-
-def test_from_bare_images_to_a_model_and_its_questions(shapes_folder: Path, tmp_path: Path) -> None:
-    """Random pixels, answers, a training, the model's pixels, its predictions; then the call is repeated."""
-    images, out = tmp_path / "images", tmp_path / "out"
-    images.mkdir()
-    for number in range(4):
-        shutil.copy(shapes_folder / f"JPEGImages/train_00000{number}.jpg", images / f"{number}.jpg")
-    options = [f"--option={name}={value}" for name, value in (OPTIONS | MACHINE).items()]
-    words = [images, "--out", out, "--classes=ball,star", "--pixels=2", *options]
-    with labelling(tmp_path / "first", *words) as (process, client):
-
-        def job() -> dict[str, Any]:
-            told: dict[str, Any] = client.get("/api/job").json
-            assert told["state"] in ("running", "finished"), told
-            return told
-
-        wait_until(lambda: job()["state"] == "finished")
-        asked = client.get("/api/queries?count=100").json
-        assert (asked["total"], asked["strategy"], asked["round"]) == (8, "random", 0)
-        for number, query in enumerate(asked["queries"]):
-            place = {name: query[name] for name in ("id", "x", "y")}
-            body = place | {"answer": f"a-{number}", "class": number % 3, "seconds": 1}
-            assert client.post("/api/points", body).status == 200
-        assert client.post("/api/job", {"action": "next"}).json["state"] == "running"
-        wait_until(lambda: job()["what"] == "selecting" or job()["losses"])
-        wait_until(lambda: job()["state"] == "finished")
-        told = job()
-        assert len(told["losses"]) == OPTIONS["steps"] and told["message"] is None
-        following = client.get("/api/queries?count=100").json
-        assert (following["done"], following["total"]) == (0, 8)
-        assert (following["strategy"], following["round"]) == ("margin", 1)
-        before = {(query["id"], query["x"], query["y"]) for query in asked["queries"]}
-        assert not before & {(query["id"], query["x"], query["y"]) for query in following["queries"]}
-        assert client.post("/api/job", {"action": "predict"}).status == 200
-        wait_until(lambda: job()["state"] == "finished")
-        assert client.get("/api/session").json["has_predictions"] is True
-        assert client.get("/api/mask/0?source=prediction").status == 200
-        assert client.post("/api/job", {"action": "next"}).status == 200
-        wait_until(lambda: job()["what"] == "training")
-        os.kill(process.pid, signal.SIGTERM)
-        assert ended(process) == 143
-    status = json.loads((out / "Labelling/runs/1/status.json").read_text())
-    assert status["status"] == "finished"
-    assert read_queries(out / "Labelling/queries.json").model == str(out / "Labelling/runs/1")
-    config = (out / "Labelling/runs/1/config.yaml").read_text()
-    assert "method: pixelpick" in config and "labels: points" in config

@@ -192,3 +192,10 @@ def test_pixels_that_nobody_could_name_are_not_asked_again(data: Path, tmp_path:
     select(data=data, out=tmp_path / "queries.json", pixels=48 * 48)
     asked = pixels(read_queries(tmp_path / "queries.json"))["train_000001"]
     assert (7, 7) not in asked and (8, 8) in asked
+
+
+def test_clicks_taken_back_meanwhile_do_no_harm(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clicks = data / "Points" / "train_000000.json"
+    monkeypatch.setattr("labelwise.verbs.select.skipped_pixels", lambda root: clicks.unlink() or {})
+    select(data=data, out=tmp_path / "queries.json", pixels=48 * 48)
+    assert len(pixels(read_queries(tmp_path / "queries.json"))["train_000000"]) == 48 * 48

@@ -1,8 +1,8 @@
-"""The answers to the questions of one batch, which can be taken back from the latest on."""
+"""The answers to questions, which can be taken back from the latest on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,6 +12,9 @@ from labelwise.datasets.base import Classes
 from labelwise.datasets.journal import Entry
 from labelwise.datasets.queries import Query
 from labelwise.samples import Kind
+
+_KEPT = 1000
+"""How many of the latest answers can be taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Click:
         y: its row.
         label: the class name, or None where it was skipped.
         before: the class name that the pixel had before, or None.
+        batch: the batch that asked for it, or None.
     """
 
     number: int
@@ -33,12 +37,14 @@ class Click:
     y: int
     label: str | None
     before: str | None
+    batch: str | None = None
 
     @classmethod
     def of(cls, entry: Entry) -> Click:
         """The point of an entry of the journal."""
         content = entry.content
-        return cls(entry.number, entry.id, content["x"], content["y"], content.get("class"), content.get("before"))
+        label, before, batch = (content.get(name) for name in ("class", "before", "batch"))
+        return cls(entry.number, entry.id, content["x"], content["y"], label, before, batch)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -53,32 +59,45 @@ class Click:
 
 
 class Clicks:
-    """A batch's questions and answers.
+    """A batch's questions, and the latest answers to them and to those of batches before.
 
     Attributes:
         queue: the questions.
     """
 
-    def __init__(self, queue: QueryQueue) -> None:
-        """Start without an answer."""
-        self.queue = queue
+    def __init__(self, queue: QueryQueue, known: Container[str]) -> None:
+        """Start without an answer.
+
+        Args:
+            queue: the questions.
+            known: the images of the session; answers about others cannot be taken back here.
+        """
+        self.queue, self._known = queue, known
         self._live: dict[int, Click] = {}
         self._undone: tuple[str, Click] | None = None
         self._passed: set[str] = set()
 
     def add(self, entry: Entry) -> None:
-        """Take an entry of the journal into account; what is about another batch is passed over."""
+        """Take an entry of the journal into account."""
         if entry.kind is not Kind.POINTS:
             return
         if entry.undone is not None:
-            click = self._live.pop(entry.undone, None)
-            if click is not None:
-                self.queue.take_back(click.id, click.x, click.y)
-                self._undone = entry.answer, click
-        elif entry.content.get("batch") == self.queue.batch:
-            click = Click.of(entry)
-            self._live[entry.number] = click
+            self._take_back(entry.answer, self._live.pop(entry.undone, None))
+            return
+        click = Click.of(entry)
+        if click.batch == self.queue.batch:
             self.queue.answer(click.id, click.x, click.y)
+        if click.id in self._known:
+            self._live[entry.number] = click
+        if len(self._live) > _KEPT:
+            del self._live[next(iter(self._live))]
+
+    def _take_back(self, answer: str, click: Click | None) -> None:
+        if click is None:
+            return
+        self._undone = answer, click
+        if click.batch == self.queue.batch:
+            self.queue.take_back(click.id, click.x, click.y)
 
     def latest(self) -> Click | None:
         """The latest answer that was not taken back."""
@@ -106,6 +125,7 @@ class Clicks:
         questions = [question.described() for question in islice(self.queue.upcoming(judge), max(count, 0))]
         return {
             "queries": questions,
+            "batch": self.queue.batch,
             "done": self.queue.done,
             "total": self.queue.total,
             "passed_over": sum(map(self.queue.open_in, self._passed)),

@@ -7,26 +7,22 @@ the answers nor take the labels along when it fails. What a step does can be rea
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
+from labelwise.annotator.progress import last_line, read_losses, read_object, thinned, total_steps
 from labelwise.datasets.listing import Listing
 from labelwise.errors import UserError
 from labelwise.files import atomic_write
@@ -38,14 +34,12 @@ Action = Literal["next", "select", "predict"]
 """Train and choose the next pixels; only choose them; predict the images."""
 
 COMMAND = (sys.executable, "-m", "labelwise")
-PREDICTIONS, QUERIES = "predictions", "queries.json"
-"""Within the labelling's folder: the predictions that are shown, and the pixels that are asked for."""
+PREDICTIONS, QUERIES, LEARNT = "predictions", "queries.json", "points"
+"""Within the labelling's folder: the predictions that are shown, the pixels that are asked for, and the points that the
+newest training learns from."""
 _PATIENCE = 30
 """Seconds that a process has to save its state when it is asked to end."""
 _TICK = 0.1
-_SHOWN_LOSSES = 200
-_SHOWN_MESSAGE = 500
-_PROGRESS = re.compile(rb"step \d+/(\d+)")
 
 
 class Busy(Exception):
@@ -59,7 +53,6 @@ class JobSettings:
     Attributes:
         folder: where the labelling session keeps what is no label.
         split: the split that is labelled.
-        can_train: whether the labels are such that a method is to be trained on them.
         pixels: how many pixels of each image are chosen at a time.
         method: the method that is trained.
         preset: its preset, or None for its own defaults.
@@ -69,7 +62,6 @@ class JobSettings:
 
     folder: Path
     split: str
-    can_train: bool = True
     pixels: int = 10
     method: str = "pixelpick"
     preset: str | None = None
@@ -118,7 +110,7 @@ class Jobs:
     @property
     def model(self) -> Path | None:
         """The newest run that can be asked: the last that was trained here, else the one to begin with."""
-        trained = [run for run in self._runs() if _json(run / "status.json").get("status") == "finished"]
+        trained = [run for run in self._runs() if read_object(run / "status.json").get("status") == "finished"]
         return trained[-1] if trained else self.settings.run
 
     def start(self, action: Action) -> None:
@@ -173,15 +165,15 @@ class Jobs:
             step, run, state = self._step, self._trained, self._state
             seconds = time.monotonic() - self._began if state == "running" else self._seconds
             message = self._message
-        losses = _losses(run) if run else []
-        score = _json(run / "results.json").get("miou") if run else None
+        losses = read_losses(run) if run else []
+        score = read_object(run / "results.json").get("miou") if run else None
         done, total = self._progress(step, losses) if step else (0, 0)
         return {
             "state": state,
             "what": step.what if step else None,
             "step": done,
             "steps": total,
-            "losses": _thinned(losses),
+            "losses": thinned(losses),
             "score": score if isinstance(score, float) else None,
             "seconds": round(seconds, 1),
             "message": message,
@@ -192,8 +184,6 @@ class Jobs:
     def _steps(self, action: Action) -> list[Step]:
         if action == "predict":
             return [self._predicting()]
-        if not self.settings.can_train:
-            raise ValueError("only pixels are chosen and learnt from here: start with --mode points")
         if action == "select":
             return [self._selecting(self.model)]
         run = self._next_run()
@@ -208,7 +198,7 @@ class Jobs:
         words = [
             settings.method,
             f"--data={self.session.dataset.root}",
-            "--labels=points",
+            f"--labels=points:{settings.folder / LEARNT}",
             f"--split={settings.split}",
             "--skip-broken",
         ]
@@ -269,14 +259,21 @@ class Jobs:
     def _next_run(self) -> Path:
         """The newest run, if it was trained by the same words on the same labels; else a new one.
 
-        So a training that was stopped goes on where it was, unless there is more to learn from meanwhile.
+        So a training that was stopped goes on where it was, unless there is more to learn from meanwhile. A new one
+        gets a copy of the points, because labelling goes on beside it.
+
+        Raises:
+            ValueError: there is no point.
         """
+        points = self.session.dataset.root / "Points"
         runs = self._runs()
         note = self.settings.folder / "job.json"
-        request = {"words": self._train_words(), "labels": Listing([self.session.dataset.root / "Points"]).digest}
-        earlier = _json(note)
+        request = {"words": self._train_words(), "labels": Listing([points]).digest}
+        earlier = read_object(note)
         if runs and earlier == request | {"run": runs[-1].name}:
             return runs[-1]
+        if not _copy_labels(points, self.settings.folder / LEARNT):
+            raise ValueError("no pixel is labeled yet; label some, then train")
         run = self._own_runs / str(int(runs[-1].name) + 1 if runs else 1)
         atomic_write(note, json.dumps(request | {"run": run.name}))
         return run
@@ -292,7 +289,7 @@ class Jobs:
                 try:
                     fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
-                    process = _json(run / "status.json").get("pid")
+                    process = read_object(run / "status.json").get("pid")
                     raise Busy(
                         f"a training of an earlier call is still at work in {run} (process {process}); "
                         "wait for it or end that process"
@@ -341,7 +338,7 @@ class Jobs:
         if self._stopping:
             raise _Stopped
         if code != 0:
-            raise UserError(f"{step.what} failed: {_last_line(self._log) or f'exit code {code}'}")
+            raise UserError(f"{step.what} failed: {last_line(self._log) or f'exit code {code}'}")
 
     def _ended(self, process: subprocess.Popen[bytes]) -> int:
         """The exit code of a process, which is killed if it does not end when it is asked to."""
@@ -364,7 +361,7 @@ class Jobs:
             return (len(os.listdir(folder)) if folder.is_dir() else 0), len(self.session.ids)  # noqa: PTH208
         if step.what == "selecting":
             return 0, 0
-        return (losses[-1][0] if losses else 0), _total_steps(step.run, self._log)
+        return (losses[-1][0] if losses else 0), total_steps(step.run, self._log)
 
 
 class _Stopped(Exception):
@@ -377,6 +374,17 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def _copy_labels(source: Path, out: Path) -> bool:
+    """Copy the label files of a folder, in place of those copied before; whether there are any."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for file in sorted(source.glob("*.json")):
+        # The last point of an image may be taken back meanwhile.
+        with suppress(FileNotFoundError):
+            shutil.copyfile(file, out / file.name)
+    return any(out.iterdir())
+
+
 def _remove_predictions(folder: Path) -> None:
     """Remove earlier predictions.
 
@@ -386,44 +394,3 @@ def _remove_predictions(folder: Path) -> None:
     if folder.is_dir() and not (folder / "annotate.json").is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds something else than predictions; move it away")
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A file's object; empty where there is none."""
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text())
-        if isinstance(content, dict):
-            return content
-    return {}
-
-
-def _total_steps(run: Path | None, log: Path) -> int:
-    """The steps of a training: those asked for; where these follow from epochs, those that it speaks of."""
-    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-        if run is not None and (steps := yaml.safe_load((run / "config.yaml").read_bytes())["options"]["steps"]):
-            return int(steps)
-    with suppress(OSError):
-        if said := _PROGRESS.findall(log.read_bytes()):
-            return int(said[-1])
-    return 0
-
-
-def _losses(run: Path) -> list[tuple[int, float]]:
-    """The losses of a training so far: (step, loss)."""
-    with suppress(OSError, ValueError, KeyError, csv.Error), (run / "metrics.csv").open(newline="") as file:
-        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file) if row["loss"]]
-    return []
-
-
-def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """So many of them that a curve can be drawn, the last among them."""
-    every = -(-len(losses) // _SHOWN_LOSSES) or 1
-    return list(losses[::-1][::every][::-1])
-
-
-def _last_line(log: Path) -> str:
-    """The last line that a command wrote, which says why it failed."""
-    with log.open("rb") as file:
-        lines = deque((line for line in file if line.strip()), maxlen=1)
-    text = " ".join(lines[0].decode(errors="replace").split()) if lines else ""
-    return text.removeprefix("error: ")[:_SHOWN_MESSAGE]

@@ -41,7 +41,7 @@ class PointQuestions:
 
     def ask(self, file: QueryFile) -> None:
         """Ask the questions of another batch from now on, without those that were answered before."""
-        clicks = Clicks(QueryQueue(file))
+        clicks = Clicks(QueryQueue(file), self._known)
         for entry in read_journal(self._desk.recorder.path):
             clicks.add(entry)
         self._clicks = clicks

@@ -36,7 +36,10 @@ class Question:
 
 
 class QueryQueue:
-    """The questions of a batch in order: image by image as the file has them, within an image from left to right.
+    """The questions of a batch in order: image by image, within an image from left to right.
+
+    The images of which the model is least sure come first, so that the labels of whoever stops early are those that
+    help most; without a model the images come as the file has them.
 
     Attributes:
         file: the batch.
@@ -48,13 +51,14 @@ class QueryQueue:
         """Start with nothing answered."""
         self.file = file
         self.total = file.pixels
-        self._pixels = [sorted(zip(query.x, query.y, strict=True)) for query in file.images]
-        self._places = {query.id: place for place, query in enumerate(file.images)}
-        self._answered: list[set[tuple[int, int]]] = [set() for _ in file.images]
+        self._queries = sorted(file.images, key=lambda query: -(query.uncertainty or 0.0))
+        self._pixels = [_from_left_to_right(query) for query in self._queries]
+        self._places = {query.id: place for place, query in enumerate(self._queries)}
+        self._answered: list[set[tuple[int, int]]] = [set() for _ in self._queries]
         self._done = 0
         # No question before this image is open.
         self._first = 0
-        content = repr([(query.id, pixels) for query, pixels in zip(file.images, self._pixels, strict=True)])
+        content = repr([(query.id, _from_left_to_right(query)) for query in file.images])
         self.batch = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     @property
@@ -65,7 +69,7 @@ class QueryQueue:
     def uncertainty(self, id: str) -> float | None:
         """How unsure the model is of an image, or None."""
         place = self._places.get(id)
-        return None if place is None else self.file.images[place].uncertainty
+        return None if place is None else self._queries[place].uncertainty
 
     def asks(self, id: str, x: int, y: int) -> bool:
         """Whether the batch asks for this pixel, answered or not."""
@@ -99,7 +103,7 @@ class QueryQueue:
         """
         self._advance()
         for place in range(self._first, len(self._pixels)):
-            query, answered = self.file.images[place], self._answered[place]
+            query, answered = self._queries[place], self._answered[place]
             if len(answered) < len(self._pixels[place]) and usable(query):
                 for number, (x, y) in enumerate(self._pixels[place], start=1):
                     if (x, y) not in answered:
@@ -113,3 +117,7 @@ class QueryQueue:
     def _advance(self) -> None:
         while self._first < len(self._pixels) and len(self._answered[self._first]) == len(self._pixels[self._first]):
             self._first += 1
+
+
+def _from_left_to_right(query: Query) -> list[tuple[int, int]]:
+    return sorted(zip(query.x, query.y, strict=True))

@@ -5,7 +5,7 @@ but that is no wall: every page that is open in the browser can send requests th
 
 - must name this server as its host, or a foreign name that was turned to 127.0.0.1 (DNS rebinding) could read answers,
 - must come from a page of this server where it says where it comes from, which every POST must (cross-site requests),
-- must bring the cookie that only the address printed in the terminal gives.
+- must bring the cookie that only the address printed in the terminal gives; a style sheet alone is free.
 """
 
 from __future__ import annotations
@@ -42,10 +42,24 @@ HEADERS = {
 _LOCKED_OUT = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>labelwise</title>
-<p>Please open the address that <code>labelwise label</code> printed in the terminal: it lets this browser in.</p>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/static/style.css">
+<header class="bar plain"><span class="brand">labelwise</span></header>
+<main>
+<div class="empty">
+<h1>This browser is not let in yet</h1>
+<p>Please open the address that <code>labelwise label</code> printed in the terminal, with everything behind the
+question mark. It is a new one at each start.</p>
+</div>
+</main>
 </html>
 """
+
+_OPEN = "/static/style.css"
+"""What that page needs to look like the others: served without the cookie, as it holds nothing of anybody."""
 
 
 class TooLarge(Exception):
@@ -111,6 +125,8 @@ class Guard:
         if tokens and scope["path"] == "/" and scope["method"] == "GET":
             return self._entrance(tokens)
         if not any(self._is_token(value) for value in self._cookies(headers)):
+            if scope["path"] == _OPEN and scope["method"] == "GET":
+                return None
             if scope["path"] == "/":
                 return HTMLResponse(_LOCKED_OUT, 401)
             return refusal(401, "open the address that `labelwise label` printed in the terminal")

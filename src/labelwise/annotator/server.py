@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
-import re
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from pathlib import PurePath
 from types import FrameType
@@ -22,7 +21,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from labelwise.annotator.fields import decimal, is_box, is_whole, name_of, number_of, seconds_of, text_of, whole_of
 from labelwise.annotator.jobs import Busy, Jobs
+from labelwise.annotator.points import NEXT
 from labelwise.annotator.security import (
     JSON_LIMIT,
     Guard,
@@ -48,16 +49,10 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
-_NEXT = 8
-"""How many of the next queries come with each answer."""
 _GRACE = 5
 """Seconds that answers on their way have when the server ends."""
 _MOST_IMAGES = 500
 _MOST_SEARCHED = 200
-_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
-"""What answers and tabs are named by: a UUID, or anything like it."""
-_LONGEST = 24 * 3600
-"""Seconds that an answer can have taken at most."""
 
 
 def bind(port: int) -> socket.socket:
@@ -176,16 +171,14 @@ class _Api:
     # -------------------------------------------------------------------- GET
 
     def session(self, request: Request) -> Response:
-        told = self._session.describe()
-        can_train = self._jobs.settings.can_train
-        return JSONAnswer({**told, "mode": self._mode, "modes": MODES, "can_train": can_train})
+        return JSONAnswer({**self._session.describe(), "mode": self._mode, "modes": MODES})
 
     def images(self, request: Request) -> Response:
         given = request.query_params
         search = given.get("search", "")
         if len(search) > _MOST_SEARCHED:
             raise ValueError(f"search: has more than {_MOST_SEARCHED} characters")
-        offset, count = _number(given, "offset", 0), _number(given, "count", 60, most=_MOST_IMAGES)
+        offset, count = number_of(given, "offset", 0), number_of(given, "count", 60, most=_MOST_IMAGES)
         order = given.get("order", "list")
         return JSONAnswer(self._session.images(given.get("filter", "all"), search, order, offset, count))
 
@@ -209,7 +202,7 @@ class _Api:
         return Response(content, media_type="application/octet-stream", headers={"Content-Encoding": "gzip"})
 
     def queries(self, request: Request) -> Response:
-        count = _number(request.query_params, "count", _NEXT, most=_MOST_IMAGES)
+        count = number_of(request.query_params, "count", NEXT, most=_MOST_IMAGES)
         return JSONAnswer(self._session.queries(count))
 
     def statistics(self, request: Request) -> Response:
@@ -222,52 +215,52 @@ class _Api:
 
     def point(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._session.answer_point(
-            _name(body, "answer"),
-            _text(body, "id"),
-            _whole(body, "x"),
-            _whole(body, "y"),
-            None if "class" in body and body["class"] is None else _whole(body, "class"),
-            _seconds(body),
+            name_of(body, "answer"),
+            text_of(body, "id"),
+            whole_of(body, "x"),
+            whole_of(body, "y"),
+            None if "class" in body and body["class"] is None else whole_of(body, "class"),
+            seconds_of(body),
         )
 
     def undo(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._session.undo(_name(body, "answer"))
+        return self._session.undo(name_of(body, "answer"))
 
     def tags(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
         tags = body.get("tags")
-        if not isinstance(tags, list) or not all(map(_is_whole, tags)):
+        if not isinstance(tags, list) or not all(map(is_whole, tags)):
             raise ValueError("tags: must be a list of class numbers")
         return self._session.set_tags(
-            _name(body, "answer"), _id(request), _whole(body, "revision"), tags, _seconds(body)
+            name_of(body, "answer"), _id(request), whole_of(body, "revision"), tags, seconds_of(body)
         )
 
     def boxes(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
         boxes = body.get("boxes")
-        if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
+        if not isinstance(boxes, list) or not all(map(is_box, boxes)):
             raise ValueError('boxes: must be a list of {"box": [x1, y1, x2, y2], "class": number, "difficult": bool}')
         return self._session.set_boxes(
-            _name(body, "answer"), _id(request), _whole(body, "revision"), boxes, _seconds(body)
+            name_of(body, "answer"), _id(request), whole_of(body, "revision"), boxes, seconds_of(body)
         )
 
     def open(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._session.heartbeat(_id(request), _name(body, "tab"))
+        return self._session.heartbeat(_id(request), name_of(body, "tab"))
 
     def change_job(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
         match body.get("action"):
-            case "next" | "predict" as action:
+            case "next" | "select" | "predict" as action:
                 self._jobs.start(action)
             case "stop":
                 self._jobs.stop()
             case _:
-                raise ValueError("action: must be next, predict or stop")
+                raise ValueError("action: must be next, select, predict or stop")
         return self._jobs.describe()
 
     async def set_mask(self, request: Request) -> Response:
         if request.headers.get("content-encoding") != "gzip":
             raise HTTPException(415, "a mask is sent with Content-Encoding: gzip")
         given, id = request.query_params, _id(request)
-        answer, revision = _name(given, "answer"), _number(given, "revision", None)
-        seconds = _seconds({"seconds": _decimal(given.get("seconds", ""))})
+        answer, revision = name_of(given, "answer"), number_of(given, "revision", None)
+        seconds = seconds_of({"seconds": decimal(given.get("seconds", ""))})
         told = await run_in_threadpool(self._session.labels, id)
         shape = told["height"], told["width"]
         packed = await read_body(request, packed_limit(math.prod(shape)))
@@ -306,75 +299,12 @@ def _served(files: Mapping[str, tuple[bytes, str]], name: str) -> Callable[[Requ
     return lambda request: Response(content, headers={"Content-Type": media_type})
 
 
-# --------------------------------------------------------------------- fields
-
-
 def _id(request: Request) -> str:
     id = str(request.path_params["id"])
     # The pattern of a route passes over a line feed at the end.
     if not request.scope["path"].endswith(id):
         raise UnknownImage("there is no such image")
     return id
-
-
-def _name(body: Mapping[str, Any], field: str) -> str:
-    value = body.get(field)
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(f"{field}: must be a UUID")
-    return value
-
-
-def _text(body: Mapping[str, Any], field: str) -> str:
-    value = body.get(field)
-    if not isinstance(value, str):
-        raise ValueError(f"{field}: must be a word")
-    return value
-
-
-def _whole(body: Mapping[str, Any], field: str) -> int:
-    value = body.get(field)
-    if not _is_whole(value):
-        raise ValueError(f"{field}: must be a whole number")
-    return int(value)  # type: ignore[arg-type]
-
-
-def _seconds(body: Mapping[str, Any]) -> float:
-    value = body.get("seconds")
-    if not _is_number(value) or not 0 <= value <= _LONGEST:  # type: ignore[operator]
-        raise ValueError(f"seconds: must be a number from 0 to {_LONGEST}")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _number(given: Mapping[str, str], field: str, default: int | None, most: int = 2**31 - 1) -> int:
-    """A whole number of an address; one without a default has to be there."""
-    text = given.get(field, "" if default is None else str(default))
-    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > most:
-        raise ValueError(f"{field}: must be a whole number from 0 to {most}")
-    return int(text)
-
-
-def _decimal(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[0-9]{1,9}([.][0-9]{1,20})?", text) else None
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_box(value: object) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("box"), list):
-        return False
-    corners: Sequence[object] = value["box"]
-    return (
-        len(corners) == 4
-        and all(map(_is_number, corners))
-        and _is_whole(value.get("class"))
-        and isinstance(value.get("difficult", False), bool)
-    )
 
 
 # ------------------------------------------------------------------- refusals

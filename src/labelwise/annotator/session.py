@@ -242,14 +242,14 @@ class AnnotationSession:
         """The next questions of the batch in order; those of images that cannot be labeled are passed over.
 
         Returns:
-            `queries`, `done` and `total` (of all questions), `passed_over` (open ones of images with a problem, as far
-            as they were come upon), `round` and `strategy`.
+            `queries`, `batch` (a name for all questions together), `done` and `total` (of them), `passed_over` (open
+            ones of images with a problem, as far as they were come upon), `round` and `strategy`.
         """
         with self._lock:
             return self._points.upcoming(count)
 
     def answer_point(self, answer: str, id: str, x: int, y: int, label: int | None, seconds: float) -> dict[str, Any]:
-        """Name the class of a pixel.
+        """Name the class of a pixel, of the batch or any other.
 
         Args:
             answer: the client's identifier of this answer.
@@ -273,7 +273,7 @@ class AnnotationSession:
             return self._points.answer(answer, id, x, y, label, seconds)
 
     def undo(self, answer: str) -> dict[str, Any]:
-        """Take the latest named or skipped point of the batch back; its question is asked again.
+        """Take the latest named or skipped point back; a question of the batch is asked again.
 
         A label that somebody has changed by hand since stays.
 

@@ -42,12 +42,14 @@ def compare(
     Parameters
     ----------
     names
-        methods; the first is the baseline of the differences
+        methods, or recipes as `labelwise run` takes them (a shipped one or a YAML file); the first is the baseline of
+        the differences
     data
         the data set's folder
     labels
-        what the methods may see; give it several times to compare over label budgets [default: every
-        label of the kind that the first method needs]
+        what the methods may see; give it several times to compare over label budgets or kinds of label: a method is run
+        on those that it can learn from, a recipe on those that its own stages learn from [default: every label of the
+        kind that the first method needs]
     seeds
         seeds 0 to N-1
     preset
@@ -64,7 +66,8 @@ def compare(
         watch the pseudo-labels of N unlabelled images in every run: reads their hidden masks for the runs' reports,
         never for the training
     option
-        NAME=VALUE for every method that has this option, or METHOD.NAME=VALUE for one; may be given several times
+        NAME=VALUE for every method that has this option, or METHOD.NAME=VALUE for one; in a recipe for every stage that
+        has it, or RECIPE.STAGE.NAME=VALUE for one; may be given several times
     cost
         KIND=SECONDS of annotation, such as masks=60 for each mask; may be given several times; trains nothing anew
         [default: the times measured by `labelwise label` on this data set, else published ones]

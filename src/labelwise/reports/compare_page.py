@@ -46,7 +46,9 @@ def write_compare_report(folder: Path, comparison: Mapping[str, Any]) -> Path:
         "compare.html",
         comparison={"split": None, **comparison, "command": _command(comparison)},
         metric=metric_name(comparison),
+        all_run=_all_run(comparison),
         minutes=_minutes,
+        without_difference=lambda row: _without_difference(row, comparison),
         by_labels=[(spec, [row for row in rows if row["labels"] == spec]) for spec in comparison["labels"]],
         budgets=_budgets(comparison, rows),
         budget_charts=_budget_charts(comparison, rows),
@@ -66,8 +68,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> list[Row]:
     Returns:
         rows with `labels`, `method`, `seeds` (how many were scored), `mean`, `half_width` (of the 95 % interval, None
         for one seed), `difference`, `difference_half_width` and `pairs` (against the baseline's runs of the same
-        seeds; None for the baseline itself), `labeled`, `unlabeled`, `annotation_minutes` (mean), `steps`, `seconds`
-        (mean) and `peak_memory_mb` (highest). What was not measured is None. A method without a score has no row.
+        seeds; None for the baseline itself and where it was not run on these labels), `labeled`, `unlabeled`,
+        `annotation_minutes` (mean), `steps`, `seconds` (mean) and `peak_memory_mb` (highest). What was not measured is
+        None. A method without a score has no row, nor has a combination that was not run.
     """
     rows = []
     for spec in comparison["labels"]:
@@ -170,9 +173,16 @@ def _with_interval(row: Row) -> str:
 
 def _difference_text(row: Row, comparison: Mapping[str, Any]) -> str:
     if row["difference"] is None:
-        return "baseline" if row["method"] == comparison["baseline"] else "no common seed"
+        return _without_difference(row, comparison)
     text = signed(row["difference"])
     return text if row["difference_half_width"] is None else f"{text} {interval(row['difference_half_width'])}"
+
+
+def _without_difference(row: Row, comparison: Mapping[str, Any]) -> str:
+    """Why a row has no difference; nothing where the baseline was not run on these labels."""
+    if row["method"] == comparison["baseline"]:
+        return "baseline"
+    return "no common seed" if _by_seed(comparison, row["labels"], comparison["baseline"]) else ""
 
 
 def _minutes(value: float | None) -> str:
@@ -189,10 +199,11 @@ def _charts(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str
     if not rows:
         return []
     name, specs = metric_name(comparison), list(comparison["labels"])
+    drawn = _drawn_methods(comparison, rows)
     scores = {
         spec: {
             method: [run["score"] for run in runs.values()]
-            for method in comparison["methods"]
+            for method in drawn
             if (runs := _by_seed(comparison, spec, method))
         }
         for spec in specs
@@ -200,11 +211,17 @@ def _charts(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str
     reach = [row["mean"] + (row["half_width"] or 0) for row in rows]
     highest = 1.05 * max([*reach, *(value for bars in scores.values() for values in bars.values() for value in values)])
     bars = [
-        {"svg": Markup(bar_chart_with_points(values, f"{name} (%)", spec, highest)), "caption": ""}
+        {"svg": Markup(bar_chart_with_points(values, f"{name} (%)", spec, highest, drawn)), "caption": ""}
         for spec, values in scores.items()
         if values
     ]
     return bars
+
+
+def _drawn_methods(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    """The methods with a score, in the order of their colors in every chart."""
+    scored = {row["method"] for row in rows}
+    return [method for method in comparison["methods"] if method in scored]
 
 
 def _budgets(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
@@ -219,21 +236,23 @@ def _budgets(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
 
 def _budget_charts(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The score over the number of labeled images, and over the time that labeling them takes."""
-    name = metric_name(comparison)
+    name, methods = f"{metric_name(comparison)} (%)", _drawn_methods(comparison, rows)
     kinds = {frozenset(run["annotations"]) for run in comparison["runs"] if run.get("annotations")}
     # An image with a tag and one with a mask are not the same amount of label.
-    images = [] if len(kinds) > 1 else _budget_chart(rows, "labeled", "labeled images", f"{name} (%)")
-    return [*images, *_budget_chart(rows, "annotation_minutes", "annotation minutes", f"{name} (%)")]
+    images = [] if len(kinds) > 1 else _budget_chart(rows, methods, "labeled", "labeled images", name)
+    return [*images, *_budget_chart(rows, methods, "annotation_minutes", "annotation minutes", name)]
 
 
-def _budget_chart(rows: Sequence[Row], place: str, xlabel: str, ylabel: str) -> list[dict[str, Any]]:
+def _budget_chart(
+    rows: Sequence[Row], methods: Sequence[str], place: str, xlabel: str, ylabel: str
+) -> list[dict[str, Any]]:
     budgets: dict[str, float] = {row["labels"]: row[place] for row in rows if row[place] is not None}
     specs = {row["labels"] for row in rows}
     # Two specifications at the same place would not be told apart.
     if len(specs) < 2 or len(set(budgets.values())) < len(specs):
         return []
     series, errors = {}, {}
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for method in methods:
         points = sorted((row for row in rows if row["method"] == method), key=lambda row: budgets[row["labels"]])
         series[method] = ([budgets[row["labels"]] for row in points], [row["mean"] for row in points])
         errors[method] = [row["half_width"] for row in points]
@@ -296,9 +315,17 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
             f"{len(seeds)} seeds. Intervals are 95 % Student-t intervals of the mean over seeds; differences are "
             "paired by seed, which also fixes the labeled images. An interval that holds zero decides nothing."
         )
+    if not _all_run(comparison):
+        notes.append("Not every method was run on all of these labels; differences are between runs on the same ones.")
     if failed:
         notes.append(f"{failed} of {len(runs)} runs gave no score and are left out of every mean.")
     return [*notes, *_cost_note(comparison), *(str(note) for note in comparison.get("notes", ()))]
+
+
+def _all_run(comparison: Mapping[str, Any]) -> bool:
+    """Whether every method was run on all of the labels."""
+    run = {(run["labels"], run["method"]) for run in comparison["runs"]}
+    return len(run) == len(comparison["labels"]) * len(comparison["methods"])
 
 
 def _cost_note(comparison: Mapping[str, Any]) -> list[str]:

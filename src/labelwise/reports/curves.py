@@ -130,7 +130,11 @@ def line_chart(
 
 
 def bar_chart_with_points(
-    values: Mapping[str, Sequence[float]], xlabel: str, title: str, highest: float | None = None
+    values: Mapping[str, Sequence[float]],
+    xlabel: str,
+    title: str,
+    highest: float | None = None,
+    order: Sequence[str] | None = None,
 ) -> str:
     """A horizontal bar per name: its mean, its 95 % interval, and a dot for each value.
 
@@ -139,6 +143,7 @@ def bar_chart_with_points(
         xlabel: what the values are, with their unit.
         title: printed above, and read out by screen readers.
         highest: end of the axis, for charts that stand side by side.
+        order: all names of these charts, by which a name has the same color in each of them.
 
     Returns:
         an `<svg>` element.
@@ -152,8 +157,9 @@ def bar_chart_with_points(
 
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(0.95 + 0.42 * len(values), title)
-        for index, scores in enumerate(values.values()):
-            color = SERIES[index % len(SERIES)]
+        places = list(order or values)
+        for index, (name, scores) in enumerate(values.items()):
+            color = SERIES[places.index(name) % len(SERIES)]
             mean, half_width = mean_interval(scores)
             axes.barh(index, mean, height=0.62, color=color, alpha=0.28, linewidth=0)
             axes.plot([mean, mean], [index - 0.31, index + 0.31], color=color, linewidth=2)

@@ -5,52 +5,32 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from labelwise import datasets, methods
-from labelwise.configuration import option_names
+from labelwise import datasets
 from labelwise.costs import annotation_minutes, cost_table, count_annotations, drawn_kinds, sure_costs
 from labelwise.datasets.base import DataSet
 from labelwise.datasets.journal import measured_costs
-from labelwise.errors import UserError, did_you_mean, require_at_least
+from labelwise.errors import UserError, require_at_least
 from labelwise.files import atomic_write
 from labelwise.hardware import Hardware
-from labelwise.method import Card, Method
+from labelwise.method import Card
 from labelwise.reports.compare_page import comparison_csv, comparison_markdown, write_compare_report
 from labelwise.runs import differences, flatten, read_json
 from labelwise.samples import Kind
 from labelwise.saved import load_model
 from labelwise.scoring import write_prediction_sheet
 from labelwise.supervision import Supervision
-from labelwise.tasks.few_masks import FewMasksMethod
-from labelwise.verbs.preparation import (
-    broken_ids,
-    checked_index,
-    labelled_ids,
-    prepare_material,
-    prepare_method,
-    usable,
-)
-from labelwise.verbs.train import run_name, train_anywhere
+from labelwise.verbs.compared import Compared, Form, Setting, load_compared
+from labelwise.verbs.compared import options_of_forms as options_of_forms
+from labelwise.verbs.preparation import broken_ids, checked_index, labelled_ids, usable
+from labelwise.verbs.train import run_name
 
 COMPARISON = "comparison.json"
 """The file of a comparison's settings, runs and scores."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """A method as it is compared.
-
-    Attributes:
-        method: a name that `labelwise methods` lists.
-        options: options of this form alone; they win over all others.
-    """
-
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compare(
@@ -71,14 +51,15 @@ def compare(
     metric: str | None = None,
     hardware: Hardware | None = None,
 ) -> dict[str, Any]:
-    """Train every method on every label specification and seed, and compare the scores.
+    """Train every method on every label specification that it fits and every seed, and compare the scores.
 
     Runs with the same seed see the same labelled images, so differences are paired. A comparison that was cut
     continues when the same call is made again; a call with other methods, labels or seeds extends it. Other costs
     train nothing anew.
 
     Args:
-        names: methods, or names of `forms`; the first is the baseline of the differences.
+        names: methods, names of `forms`, or recipes as `run` takes them, which fit the labels that their own stages
+            learn from; the first is the baseline of the differences.
         data: the data set's folder.
         labels: one or several label specifications; every label of the kind that the first method needs unless given.
         seeds: seeds 0 to N-1.
@@ -88,7 +69,8 @@ def compare(
         val_split: the split to score on.
         skip_broken: leave out images with broken files instead of stopping.
         monitor: see `train`; for the methods that make pseudo-labels.
-        options: options for every method that has them, or `method.option` for one.
+        options: options for every method that has them, or `method.option` for one; of a recipe for every stage that
+            has them, or `recipe.stage.option` for one.
         forms: methods with options of their own, under the names by which tables and pictures tell them apart, so
             that a method can be compared with itself; `{"fcn, stride 32": Form("fcn", {"stride": 32})}`.
         costs: kind of label -> seconds of annotation, instead of those measured when the data set was labelled in the
@@ -100,42 +82,42 @@ def compare(
         The comparison as `comparison.json` holds it, with `report`, the page's path.
 
     Raises:
-        UserError: the call or the data is wrong; nothing has been trained.
+        UserError: the call or the data is wrong, a method fits none of the labels, or no method fits some of them;
+            nothing has been trained.
     """
-    hardware, options, data = hardware or Hardware(), options or {}, Path(data)
+    hardware, data = hardware or Hardware(), Path(data)
     _refuse_repetitions(names, labels or (), seeds)
     measured = sure_costs(measured_costs(datasets.open(data).root))
     seconds = cost_table(costs or {}, measured)
-    compared = {name: (forms or {}).get(name, Form(name)) for name in names}
-    per_form = options_of_forms(compared, options)
-    prepared = {name: prepare_method(form.method, preset, per_form[name]) for name, form in compared.items()}
+    setting = Setting(data, split, val_split, skip_broken, preset, monitor, hardware)
+    compared = load_compared(names, forms or {}, options or {}, setting)
+    names = list(compared)
     settings: dict[str, Any] = {
         "data": str(data.resolve()),
         "split": val_split,
         "train_split": split,
         "skip_broken": skip_broken,
         "precision": hardware.resolved_precision(),
-        "options": {name: asdict(config) for name, (_, config) in prepared.items()},
+        "options": {name: each.settings for name, each in compared.items()},
     }
-    card = _common_task({name: method for name, (method, _) in prepared.items()})
+    card = _common_task(compared)
     metric = metric or card.main_score.key
-    labels = labels or (card.needs.all_labels,)
-    monitors = _monitors({name: method for name, (method, _) in prepared.items()}, monitor)
+    labels = labels or (compared[names[0]].labels,)
+    _refuse_monitor(compared, monitor)
     folder = Path(out) if out else Path("runs") / f"compare-{'-'.join(names)}-{data.resolve().name}"
     before = _before(folder, settings)
-    for method, config in prepared.values():
-        for spec in labels:
-            ood = getattr(config, "ood", "")
-            prepare_material(method, data, spec, split, val_split, 0, skip_broken, ood)
-    shown = _pictured_ids(prepared[names[0]][0], data, val_split, skip_broken)
+    fitting = _fitting(compared, labels)
+    for spec, each in fitting:
+        each.check(spec)
+    shown = _pictured_ids(card, data, val_split, skip_broken)
     runs = []
-    for spec, seed, name in _combinations(names, labels, seeds):
-        run = folder / "runs" / run_name("-".join(re.findall(r"[\w.+-]+", name)), data, spec, seed)
-        call = {"data": data, "labels": spec, "preset": preset, "out": run, "split": split}
-        call |= {"val_split": val_split, "seed": seed, "skip_broken": skip_broken, "monitor": monitors[name]}
-        result = train_anywhere(compared[name].method, call, per_form[name], hardware)
-        entry = {"method": name, "labels": spec, "seed": seed, "score": _score(result, metric, data, val_split)}
-        runs.append(entry | _measured(result) | {"folder": run.relative_to(folder).as_posix()})
+    for spec, seed in product(labels, range(seeds)):
+        for each in (each for fitted, each in fitting if fitted == spec):
+            run = folder / "runs" / run_name("-".join(re.findall(r"[\w.+-]+", each.name)), data, spec, seed)
+            trained = each.train(spec, seed, run)
+            score = _score(trained.results, metric, data, val_split)
+            entry = {"method": each.name, "labels": spec, "seed": seed, "score": score}
+            runs.append(entry | _measured(trained.results) | _places(folder, run, trained.model))
     comparison = settings | {
         "options": before.get("options", {}) | settings["options"],
         "preset": preset,
@@ -165,10 +147,6 @@ def _score(result: Mapping[str, Any], metric: str, data: Path, split: str) -> fl
     return float(value)
 
 
-def _combinations(names: Sequence[str], labels: Sequence[str], seeds: int) -> Iterator[tuple[str, int, str]]:
-    return ((spec, seed, name) for spec in labels for seed in range(seeds) for name in names)
-
-
 def _refuse_repetitions(names: Sequence[str], labels: Sequence[str], seeds: int) -> None:
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be at least 1")
@@ -178,52 +156,52 @@ def _refuse_repetitions(names: Sequence[str], labels: Sequence[str], seeds: int)
             raise UserError(f"{what} {twice}: given twice; give it once")
 
 
-def _common_task(compared: Mapping[str, type[Method]]) -> Card:
+def _common_task(compared: Mapping[str, Compared]) -> Card:
     """The card of the first method, whose task all must have.
 
     Raises:
         UserError: names the first method of another task.
     """
-    (first, card), *others = ((name, method.card) for name, method in compared.items())
+    (first, card), *others = ((name, each.card) for name, each in compared.items())
     for name, other in others:
         if other.task != card.task:
             raise UserError(f"METHOD {name}: does {other.task}, but '{first}' {card.task}; compare methods of one task")
     return card
 
 
-def _monitors(compared: Mapping[str, type[Method]], monitor: int) -> dict[str, int]:
-    """The images that each method's runs monitor; none for methods without pseudo-labels."""
+def _refuse_monitor(compared: Mapping[str, Compared], monitor: int) -> None:
+    """Refuse to monitor where nothing makes pseudo-labels."""
     require_at_least("monitor", monitor, 0)
-    monitors = {name: monitor * issubclass(method, FewMasksMethod) for name, method in compared.items()}
-    if monitor and not any(monitors.values()):
+    if monitor and not any(each.makes_pseudo_labels for each in compared.values()):
         raise UserError(f"--monitor {monitor}: none of {', '.join(compared)} makes pseudo-labels; leave it out")
-    return monitors
 
 
-def options_of_forms(forms: Mapping[str, Form], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of each form: those meant for its method, and its own, which win."""
-    called = list(dict.fromkeys(form.method for form in forms.values()))
-    return {name: _options_of(form.method, called, options) | dict(form.options) for name, form in forms.items()}
+def _fitting(compared: Mapping[str, Compared], labels: Sequence[str]) -> list[tuple[str, Compared]]:
+    """Each label specification with each method that fits it.
 
-
-def _options_of(name: str, names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options meant for one method: `option` where the method has it, `method.option` always."""
-    known = {other: option_names(methods.load(other)) for other in names}
-    chosen = {}
-    for key, value in options.items():
-        method, _, option = key.rpartition(".")
-        if method and method not in names:
-            raise UserError(f"--option {key}: '{method}' is not among the methods compared ({', '.join(names)})")
-        having = [other for other in ([method] if method else names) if option in known[other]]
-        if not having:
-            every = sorted({option for options_of in known.values() for option in options_of})
-            whom = (
-                f"none of {', '.join(names)} has an" if not method and len(names) > 1 else f"'{method or name}' has no"
+    Raises:
+        UserError: a method fits none of the specifications, or no method fits one of them.
+    """
+    seen = {spec: Supervision.parse(spec) for spec in labels}
+    fitting = [(spec, each) for spec in labels for each in compared.values() if each.fits(seen[spec])]
+    one = 1 in (len(compared), len(labels))
+    for name, each in compared.items():
+        if all(other is not each for _, other in fitting):
+            if one:
+                each.require_fit(labels[0])
+            raise UserError(
+                f"METHOD {name}: learns from {each.needs}, which none of --labels {', '.join(labels)} gives; leave it "
+                "out, or add such labels"
             )
-            raise UserError(f"--option {key}: {whom} option '{option}'{did_you_mean(option, every)}")
-        if name in having:
-            chosen[option] = value
-    return chosen
+    for spec in labels:
+        if all(other != spec for other, _ in fitting):
+            if one:
+                next(iter(compared.values())).require_fit(spec)
+            raise UserError(
+                f"--labels {spec}: none of {', '.join(compared)} learns from it; leave it out, or add a method that "
+                f"`labelwise methods --labels {spec}` lists"
+            )
+    return fitting
 
 
 def _before(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,14 +224,14 @@ def _before(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _pictured_ids(method: type[Method], data: Path, split: str, skip_broken: bool) -> list[str]:
+def _pictured_ids(card: Card, data: Path, split: str, skip_broken: bool) -> list[str]:
     """The images to score and show.
 
     Raises:
         UserError: there is none.
     """
     dataset = datasets.open(data)
-    kinds = method.card.truth.required
+    kinds = card.truth.required
     ids = labelled_ids(dataset, split, kinds)
     return usable(ids, broken_ids(dataset, dict.fromkeys(ids, kinds), skip_broken), f"split '{split}' of {data}")
 
@@ -263,6 +241,12 @@ def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
     scores = ("iou", "ap", "pixel_accuracy", "boundary_iou", "top1", "top5")
     costs = ("seconds", "steps", "peak_memory_mb", "labeled", "unlabeled")
     return {key: result[key] for key in scores if key in result} | {key: result.get(key) for key in costs}
+
+
+def _places(folder: Path, run: Path, model: Path) -> dict[str, str]:
+    """Where a run lies within a comparison's folder, and its model, if that lies deeper."""
+    places = {"folder": run.relative_to(folder).as_posix()}
+    return places if model == run else places | {"model": model.relative_to(folder).as_posix()}
 
 
 def _extended(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -308,14 +292,22 @@ def _points(dataset: DataSet, id: str) -> int:
 
 
 def _written(folder: Path, comparison: dict[str, Any], data: Path, shown: Sequence[str]) -> dict[str, Any]:
-    first = {
-        run["method"]: load_model(folder / run["folder"])
-        for run in comparison["runs"]
-        if run["seed"] == 0 and run["labels"] == comparison["labels"][0]
-    }
+    first = {title: load_model(folder / model) for title, model in _pictured_models(comparison).items()}
     write_prediction_sheet(first, datasets.open(data), shown, folder / "pictures" / "side_by_side.png")
     atomic_write(folder / COMPARISON, json.dumps(comparison, indent=2))
     atomic_write(folder / "table.csv", comparison_csv(comparison))
     atomic_write(folder / "table.md", comparison_markdown(comparison))
     page = write_compare_report(folder, comparison)
     return comparison | {"report": str(page)}
+
+
+def _pictured_models(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Title -> the model of each method's first seed, with the first of the labels on which it was run."""
+    place = {spec: number for number, spec in enumerate(comparison["labels"])}
+    first: dict[str, Mapping[str, Any]] = {}
+    for run in sorted((run for run in comparison["runs"] if run["seed"] == 0), key=lambda run: place[run["labels"]]):
+        first.setdefault(run["method"], run)
+    same = len({run["labels"] for run in first.values()}) == 1
+    return {
+        name if same else f"{name}, {run['labels']}": run.get("model", run["folder"]) for name, run in first.items()
+    }

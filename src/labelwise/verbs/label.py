@@ -96,7 +96,6 @@ def label(
         settings = JobSettings(
             folder=folder,
             split=split,
-            can_train=mode == "points",
             pixels=pixels,
             method=method,
             preset=preset,

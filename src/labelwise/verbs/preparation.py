@@ -102,7 +102,7 @@ def prepare_material(
     require_seed(seed)
     supervision = Supervision.parse(labels)
     dataset = supervision.view(datasets.open(data))
-    _require_fit(method, supervision, labels)
+    require_fit(method, supervision, labels)
     streams = supervision.streams(dataset, split, seed)
     truth = method.card.truth
     validation = _validation_ids(dataset, val_split, truth.required)
@@ -284,7 +284,17 @@ def _validation_ids(dataset: DataSet, split: str, kinds: Collection[Kind]) -> tu
     return labelled_ids(dataset, split, kinds)
 
 
-def _require_fit(method: type[Method], supervision: Supervision, labels: str) -> None:
+def require_fit(method: type[Method], supervision: Supervision, labels: str) -> None:
+    """Refuse labels from which a method cannot learn.
+
+    Args:
+        method: what would learn.
+        supervision: what it may see.
+        labels: the same as it was written.
+
+    Raises:
+        UserError: a kind of label that it needs is missing.
+    """
     if not method.card.needs.fit(supervision.kinds):
         given = ", ".join(sorted(supervision.kinds)) or "nothing"
         raise UserError(

@@ -204,7 +204,10 @@ def select(
     ids = usable(list(wanted), broken, f"split '{split}' of {data}")
     skipped = skipped_pixels(dataset.root)
     watch = watched(ids, "selecting", len(ids))
-    queries = tuple(_query(picker, dataset.read(id, wanted[id]), pixels, skipped.get(id, [])) for id in watch)
+    queries = tuple(
+        _query(picker, dataset.read(id, _standing(dataset, id, wanted[id])), pixels, skipped.get(id, []))
+        for id in watch
+    )
     model = None if picker.output is None else str(run)
     chosen = QueryFile(queries, strategy, model, number)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +247,11 @@ def _clicked(dataset: DataSet, id: str) -> frozenset[Kind]:
     """Points, where the image has a file of its own for them; points that follow from a mask do not count."""
     own = isinstance(dataset, VOC) and dataset.origin(id, Kind.POINTS) is Kind.POINTS
     return frozenset({Kind.POINTS} if own else ())
+
+
+def _standing(dataset: DataSet, id: str, kinds: frozenset[Kind]) -> frozenset[Kind]:
+    """The kinds whose files are still there: in the label page somebody may take the last point back meanwhile."""
+    return frozenset(kind for kind in kinds if all(path.exists() for path in dataset.label_files(id, kind)))
 
 
 def _refuse_other_file(out: Path) -> None:

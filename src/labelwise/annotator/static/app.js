@@ -25,6 +25,15 @@ function tabName() {
   return name;
 }
 
+/** A part of the address, which somebody may have typed. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 class App {
   outbox = new Outbox();
   pictures = new Pictures();
@@ -79,7 +88,7 @@ class App {
   async #route() {
     const [name, ...rest] = location.hash.slice(1).split("/");
     const wanted = this.names.includes(name) ? name : this.session.mode;
-    const id = rest.length ? decodeURIComponent(rest.join("/")) : undefined;
+    const id = rest.length ? decoded(rest.join("/")) : undefined;
     if (this.#mode?.name === wanted && id !== undefined && this.#mode.id === id) return;
     if (this.#mode?.name === wanted && id !== undefined && this.#mode.open) return void (await this.#mode.open(id));
     this.#mode?.hide();
@@ -209,7 +218,7 @@ class App {
 
   #key(event) {
     const { target } = event;
-    if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    if (!this.#mode || event.defaultPrevented || document.querySelector("dialog[open]")) return;
     if (target instanceof Element && target.matches("input:not([type=range]):not([type=checkbox]), select, textarea")) {
       if (event.key === "Escape") target.blur();
       return;
@@ -219,7 +228,7 @@ class App {
     if (target instanceof Element && target.matches("input[type=range]") && event.key.startsWith("Arrow")) return;
     if (event.key === "?") this.#help();
     else if (event.key === "/" && this.#mode.search) this.#mode.search();
-    else if (!this.#mode?.key(event)) return;
+    else if (!this.#mode.key(event)) return;
     event.preventDefault();
   }
 
@@ -232,6 +241,7 @@ class App {
   }
 
   #help() {
+    if (!this.#mode) return;
     const rows = [...this.#mode.help, ["?", "this overview"], ["Tab", "next control of the page"]];
     const table = element("table", {}, ...rows.map(([keys, text]) => element("tr", {}, element("th", { scope: "row" }, element("kbd", {}, keys)), element("td", {}, text))));
     const dialog = element("dialog", { class: "help-dialog", "aria-labelledby": "help-title" },

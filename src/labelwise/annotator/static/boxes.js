@@ -70,7 +70,7 @@ export class BoxesMode extends ImageMode {
   }
 
   travel(direction) {
-    const step = this.history[direction]();
+    const step = this.drag ? undefined : this.history[direction]();
     if (!step) return;
     this.boxes = copy(direction === "undo" ? step.before : step.after);
     this.chosen = Math.min(this.chosen, this.boxes.length - 1);
@@ -93,7 +93,7 @@ export class BoxesMode extends ImageMode {
   }
 
   remove() {
-    if (this.chosen < 0) return;
+    if (this.chosen < 0 || this.drag) return;
     const gone = this.chosen;
     this.chosen = Math.min(gone, this.boxes.length - 2);
     this.change(() => this.boxes.splice(gone, 1));
@@ -132,6 +132,7 @@ export class BoxesMode extends ImageMode {
   }
 
   own(event) {
+    if (this.drag) return true;
     const step = STEPS[event.key];
     if (event.key === "Tab") return this.#cycle(event);
     if (step && this.chosen >= 0) this.#nudge(step, event.shiftKey);

@@ -4,6 +4,7 @@ import { imagePath } from "./api.js";
 import { element, notice } from "./dom.js";
 
 const BATCH = 60;
+const AHEAD = 600; // CSS pixels below the screen that are filled
 const FILTERS = [
   ["all", "All images"], ["unlabeled", "Without any label"], ["points", "With points"], ["tags", "With tags"],
   ["boxes", "With boxes"], ["masks", "With masks"], ["broken", "Broken images"],
@@ -32,7 +33,7 @@ export class BrowseMode {
         element("label", {}, "Search ", this.field), this.count),
       this.grid, this.end);
     app.list.addEventListener("grow", () => this.#grown());
-    new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) && this.#more(), { rootMargin: "600px" }).observe(this.end);
+    new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) && this.#fill(), { rootMargin: `${AHEAD}px` }).observe(this.end);
   }
 
   async show() {
@@ -71,7 +72,13 @@ export class BrowseMode {
     const { total } = this.app.list;
     this.count.textContent = `${total} image${total === 1 ? "" : "s"}`;
     if (total === 0) this.#nothing();
-    else if (this.grid.children.length < BATCH) this.#more();
+    else this.#fill();
+  }
+
+  /** Adds thumbnails until they reach beyond the screen, however large it is. */
+  #fill() {
+    const near = this.visible && this.end.getBoundingClientRect().top < innerHeight + AHEAD;
+    if (near && this.#more()) requestAnimationFrame(() => this.#fill());
   }
 
   #nothing() {
@@ -85,6 +92,7 @@ export class BrowseMode {
     const shown = this.grid.querySelectorAll(".card").length;
     const next = this.app.list.entries.slice(shown, shown + BATCH);
     this.grid.append(...next.map((entry, index) => this.#card(entry, shown + index === 0)));
+    return next.length > 0;
   }
 
   #card(entry, first) {

@@ -58,6 +58,7 @@ export class ImageMode {
 
   async show(id) {
     const ticket = (this.ticket = Symbol("show"));
+    this.viewer.canvas.focus({ preventScroll: true });
     await this.app.list.ready();
     if (this.ticket !== ticket) return undefined;
     const wanted = id ?? this.app.image ?? this.app.list.entries[0]?.id;

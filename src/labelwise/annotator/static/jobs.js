@@ -4,32 +4,33 @@ import { get, post } from "./api.js";
 import { button, duration, element } from "./dom.js";
 
 const EVERY = 700; // ms
-const WORDS = { training: "Training on your labels", selecting: "Choosing the next pixels", predicting: "Predicting masks" };
+const WORDS = { training: "Training on your labels", selecting: "Choosing pixels", predicting: "Predicting masks" };
 
 export class JobPanel {
-  /** `action` is what `start` asks for; `finished` is called when the job has come to its end. */
-  constructor(app, action, finished) {
+  /** `changed(running)` is called when a job has been started here, and when one has come to its end. */
+  constructor(app, changed) {
     this.app = app;
-    this.action = action;
-    this.finished = finished;
+    this.changed = changed;
+    this.running = false;
     this.timer = null;
+    this.ticket = null;
     this.title = element("h3", {});
     this.bar = element("progress", { "aria-label": "Steps of the job" });
     this.line = element("p", { class: "figure-line" });
-    this.curve = element("canvas", { class: "curve", width: "560", height: "200", role: "img", "aria-label": "Loss over the steps" });
+    this.curve = element("canvas", { class: "curve", width: "560", height: "170", role: "img", "aria-label": "Loss over the steps" });
     this.stopping = button("Stop", () => this.stop(), { class: "danger" });
-    this.element = element("div", { class: "job", hidden: true }, this.title, this.bar, this.line, this.curve, this.stopping);
+    this.element = element("div", { class: "job", hidden: true }, this.title, this.stopping, this.bar, this.line, this.curve);
   }
 
-  async start() {
-    if (this.timer !== null) return;
+  /** Asks the server for a job, once everything that was answered before is known to it. */
+  async start(action) {
+    if (this.running) return;
+    this.running = true;
     this.app.clear();
-    try {
-      await post("/api/job", { action: this.action });
-    } catch (error) {
-      this.app.fail(`Not started: ${error.message}`);
-    }
-    await this.refresh();
+    this.changed(true);
+    await this.app.outbox.settled();
+    await post("/api/job", { action }).catch((error) => this.app.fail(`Not started: ${error.message}`));
+    await this.#look();
   }
 
   async stop() {
@@ -40,27 +41,31 @@ export class JobPanel {
   /** Stops watching; the job itself goes on. */
   rest() {
     clearTimeout(this.timer);
-    this.timer = null;
+    this.ticket = null;
   }
 
-  /** Shows the job as it is; true while it runs, in which case it is looked at again and again. */
+  /** Shows the job as it is; while it runs, it is looked at again and again. */
   async refresh() {
     this.rest();
+    const ticket = (this.ticket = Symbol("job"));
     const job = await get("/api/job");
+    if (ticket !== this.ticket) return null;
+    this.running = job.state === "running";
     this.#render(job);
-    if (job.state !== "running") return false;
-    this.timer = setTimeout(() => this.#look(), EVERY);
-    return true;
+    if (this.running) this.timer = setTimeout(() => this.#look(), EVERY);
+    return job;
   }
 
   async #look() {
-    this.timer = null;
-    if (!(await this.refresh())) await this.#ended();
-  }
-
-  async #ended() {
-    Object.assign(this.app.session, await get("/api/session"));
-    await this.finished();
+    try {
+      const job = await this.refresh();
+      if (!job || this.running) return;
+      if (job.state === "failed") this.app.fail(`${this.title.textContent}. ${job.message}`);
+      Object.assign(this.app.session, await get("/api/session"));
+      await this.changed(false);
+    } catch (error) {
+      this.app.fail(error.message);
+    }
   }
 
   #render(job) {
@@ -72,7 +77,7 @@ export class JobPanel {
     if (job.steps) Object.assign(this.bar, { max: job.steps, value: job.step });
     else this.bar.removeAttribute("value");
     const score = job.score === null ? [] : [`mIoU ${job.score.toFixed(1)} %`];
-    const steps = job.steps ? [`step ${job.step} of ${job.steps}`] : [];
+    const steps = job.step || job.steps ? [`step ${job.step}${job.steps ? ` of ${job.steps}` : ""}`] : [];
     const said = job.message ? [job.message] : [];
     this.line.textContent = [...steps, ...score, duration(job.seconds ?? 0), ...said].join(" · ");
     this.stopping.hidden = job.state !== "running";

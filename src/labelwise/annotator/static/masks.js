@@ -1,6 +1,6 @@
 // Masks: polygon, brush and eraser on a mask of the image's own size; a model's prediction can be corrected.
 
-import { getBytes, imagePath } from "./api.js";
+import { get, getBytes, imagePath } from "./api.js";
 import { ClassButtons } from "./classes.js";
 import { button, element, isShiftLetter } from "./dom.js";
 import { History } from "./history.js";
@@ -38,7 +38,7 @@ export class MasksMode extends ImageMode {
     this.cursor = null;
     this.history = new History();
     this.overlay = new Overlay(classes.map((entry) => [entry.number, entry.color]), background);
-    this.job = new JobPanel(app, "predict", () => this.#predicted());
+    this.job = new JobPanel(app, (running) => running || this.#predicted());
     this.#controls(classes);
     this.viewer.tool = this;
     this.viewer.canvas.addEventListener("pointermove", (event) => this.#hover(event));
@@ -59,7 +59,7 @@ export class MasksMode extends ImageMode {
     const erased = element("select", { change: () => (this.erased = Number(erased.value)) },
       ...erasers.map(([text, value]) => element("option", { value }, text)));
     this.model = button("Load the model's mask", () => this.loadPrediction(), {}, "⇧M");
-    this.predict = button("Let the model predict masks", () => this.job.start());
+    this.predict = button("Let the model predict masks", () => this.job.start("predict"));
     this.closing = button("Close polygon", () => this.#closePolygon(), { hidden: true }, "Enter");
     this.tools.append(
       element("div", { class: "row", role: "group", "aria-label": "Tools" }, ...this.shapes.values()),
@@ -100,8 +100,16 @@ export class MasksMode extends ImageMode {
     return new Uint8Array(width * height).fill(this.rest);
   }
 
+  /** Shows the model's new mask where nobody has begun to draw; else offers it. */
   async #predicted() {
-    if (this.id && !this.changed) await this.open(this.id);
+    const { id } = this;
+    if (!id || !this.ready) return;
+    const idle = !this.changed && !this.stroke && !this.corners.length;
+    if (idle && this.source !== "labels") return void (await this.open(id));
+    const { prediction } = await get(imagePath("labels", id));
+    if (this.id !== id || !this.ready) return;
+    this.labels.prediction = prediction;
+    this.update();
   }
 
   state() {
@@ -171,15 +179,15 @@ export class MasksMode extends ImageMode {
   }
 
   travel(direction) {
-    const step = this.history[direction]();
+    const step = this.stroke ? undefined : this.history[direction]();
     if (step) this.#put(step.area, direction === "undo" ? step.before : step.after);
   }
 
   async loadPrediction() {
     const { id } = this;
     if (!this.labels?.prediction) return void this.app.fail("There is no model's mask of this image.");
-    const mask = await getBytes(`${imagePath("mask", id)}?source=prediction`);
-    if (this.id === id && mask.length === this.mask.length) this.#replace([0, 0, this.width, this.height], mask);
+    const mask = await getBytes(`${imagePath("mask", id)}?source=prediction`).catch((error) => this.app.fail(error.message));
+    if (mask && this.id === id && this.ready && !this.stroke && mask.length === this.mask.length) this.#replace([0, 0, this.width, this.height], mask);
   }
 
   down(x, y, event) {

@@ -2,7 +2,7 @@
 
 import { get, Refused } from "./api.js";
 import { ClassButtons } from "./classes.js";
-import { button, duration, element, isUndo, notice, plainKey } from "./dom.js";
+import { button, duration, element, isShiftLetter, isUndo, notice, plainKey } from "./dom.js";
 import { JobPanel } from "./jobs.js";
 import { paintInsets, paintMark } from "./mark.js";
 import { Stopwatch } from "./stopwatch.js";
@@ -19,7 +19,8 @@ export class PointsMode {
   help = [
     ["a class's letter", "names the marked pixel"], ["/", "search a class by its name"],
     ["Space", "skip the pixel"], ["Backspace, Ctrl-Z", "take the last answer back"],
-    ["+  −  0", "zoom in, out, back"], ["Enter", "when all are done: train and choose the next pixels"],
+    ["+  −  0", "zoom in, out, back"], ["Shift-T", "train on what is labeled, then choose the next pixels"],
+    ["Enter", "the same, when all are done"],
   ];
 
   constructor(app) {
@@ -27,9 +28,11 @@ export class PointsMode {
     this.queue = [];
     this.pending = new Set();
     this.progress = { done: 0, total: 0 };
-    this.statistics = app.session.statistics?.points ?? {};
+    this.statistics = app.session.statistics.points;
+    this.batch = null;
     this.last = null;
     this.shown = null;
+    this.kept = null; // a pixel that stays in front though the server asks for others first
     this.problem = null;
     this.watch = new Stopwatch();
     this.#build();
@@ -42,26 +45,29 @@ export class PointsMode {
     this.viewer = new Viewer(canvas, (context, viewer) => this.#paint(context, viewer));
     this.classes = new ClassButtons(this.app.session.classes, (entry) => this.answer(entry.number));
     this.prompt = element("h2", { class: "prompt" });
-    this.place = element("p", { class: "place", "aria-live": "polite" });
+    this.place = element("p", { class: "place" });
     this.bar = element("progress", { max: "1", value: "0", "aria-label": "Pixels labeled" });
     this.figures = element("dl", { class: "figures" });
     this.over = element("div", { class: "over", hidden: true });
-    this.job = new JobPanel(this.app, "next", () => this.renew());
-    const zoom = element("div", { class: "zoom" },
+    this.job = new JobPanel(this.app, (running) => this.#jobChanged(running));
+    this.train = button("Train on what is labeled, then choose the next pixels", () => this.#train(), { class: "train", hidden: true }, "⇧T");
+    this.slot = element("div", { class: "slot" }, this.job.element);
+    this.zoom = element("div", { class: "zoom" },
       button("+", () => this.viewer.zoomBy(1.5), { "aria-label": "Zoom in" }),
       button("−", () => this.viewer.zoomBy(1 / 1.5), { "aria-label": "Zoom out" }),
       button("⤢", () => this.#look(ZOOM), { "aria-label": "Zoom back" }));
-    this.zoom = zoom;
     this.actions = element("div", { class: "row" },
       button("Skip", () => this.answer(null), {}, "Space"), button("Undo", () => this.undo(), {}, "⌫"));
     this.element = element("section", { class: "mode", "data-mode": "points", "aria-label": "Point labels" },
-      element("div", { class: "stage" }, canvas, zoom, this.over),
-      element("aside", { class: "panel" }, this.prompt, this.place, this.classes.element, this.actions, this.bar, this.figures));
+      element("div", { class: "stage" }, canvas, this.zoom, this.over),
+      element("aside", { class: "panel" }, this.prompt, this.place, this.classes.element, this.actions, this.bar, this.figures,
+        this.train, this.slot));
   }
 
   async show() {
     this.active = true;
     this.viewer.canvas.focus({ preventScroll: true });
+    clearInterval(this.clock);
     this.clock = setInterval(() => this.#figures(), 500);
     await this.renew();
   }
@@ -76,31 +82,47 @@ export class PointsMode {
 
   /** Asks the server for the queries and for a running job. */
   async renew() {
-    const running = await this.job.refresh();
-    const reply = await get(`/api/queries?count=${AHEAD}`);
-    this.round = reply.round;
-    if (!running || reply.queries.length) this.#accept(reply);
-    else this.#working();
+    await this.job.refresh();
+    this.#accept(await get(`/api/queries?count=${AHEAD}`));
   }
 
-  #working() {
-    this.#controls(false);
-    this.prompt.textContent = "No pixel is asked for yet";
-    this.#cover(element("div", { class: "empty" }, this.job.element));
+  /** A job has begun or come to its end. */
+  async #jobChanged(running) {
+    if (running) this.#offer();
+    else await this.renew();
   }
 
   #accept(reply) {
+    const replaced = this.progress.total > 0 && this.batch !== reply.batch;
+    this.batch = reply.batch;
     this.progress = { done: reply.done, total: reply.total };
     this.statistics = reply.statistics?.points ?? this.statistics;
     this.queue = reply.queries.filter((query) => !this.pending.has(nameOf(query)));
-    if (this.active) this.#next();
+    if (!this.active) return;
+    // Somebody is about to name the pixel on the screen: it stays, and its answer counts as any other.
+    if (replaced && this.shown) this.kept = this.shown;
+    if (this.kept) this.#ahead(this.kept);
+    if (replaced) this.app.hint(this.#announced(reply));
+    this.#next();
+  }
+
+  #ahead(query) {
+    const known = this.queue.find((entry) => nameOf(entry) === nameOf(query));
+    this.queue = [known ?? query, ...this.queue.filter((entry) => entry !== known)];
+  }
+
+  #announced({ strategy, round, total }) {
+    const chosen = strategy === "random" ? "New random pixels are" : `Round ${round}: the pixels that the new model has chosen are`;
+    return `${chosen} asked for from here on, ${total} in all.`;
   }
 
   #next() {
     const query = this.queue[0] ?? null;
     this.app.watch(query?.id ?? null);
     this.#figures();
+    this.#offer();
     if (!query) return this.#finished();
+    this.slot.append(this.job.element);
     this.app.pictures.ahead([...new Set(this.queue.map((entry) => entry.id))]);
     if (this.shown && nameOf(this.shown) === nameOf(query)) return undefined;
     return this.#present(query);
@@ -120,7 +142,7 @@ export class PointsMode {
     }
     if (this.shown !== query) return;
     this.prompt.textContent = this.problem ? "This image cannot be shown" : "What is at the red mark?";
-    this.place.textContent = `${query.id} · pixel ${query.place} of ${query.of}`;
+    this.place.textContent = query.place ? `${query.id} · pixel ${query.place} of ${query.of}` : query.id;
     this.#controls(true);
     if (this.problem) {
       this.viewer.show(null, 1, 1);
@@ -135,8 +157,8 @@ export class PointsMode {
     this.viewer.canvas.setAttribute("aria-label", `${query.id}, marked pixel at column ${query.x}, row ${query.y}`);
     const zoom = this.viewer.bitmap ? this.viewer.zoom : ZOOM;
     this.viewer.bitmap = bitmap;
-    this.viewer.width = query.width;
-    this.viewer.height = query.height;
+    this.viewer.width = query.width ?? bitmap.width;
+    this.viewer.height = query.height ?? bitmap.height;
     this.#look(zoom);
     this.viewer.draw();
     this.viewer.canvas.dataset.drawn = nameOf(query);
@@ -166,6 +188,7 @@ export class PointsMode {
     this.last = { seconds, label };
     this.pending.add(nameOf(query));
     this.queue.shift();
+    this.kept = null;
     this.app.outbox.send("/api/points", () => body).then(
       (reply) => this.#answered(query, reply), (error) => this.#refused(query, error));
     this.shown = null;
@@ -181,6 +204,7 @@ export class PointsMode {
   async #refused(query, error) {
     this.pending.delete(nameOf(query));
     if (!(error instanceof Refused)) throw error;
+    if (error.status >= 500) this.kept = query;
     if (error.status === 409) this.app.conflict(query.id, () => this.renew());
     else this.app.fail(`Not saved: ${error.message}`);
     await this.renew();
@@ -194,6 +218,7 @@ export class PointsMode {
       if (!undone) this.app.fail("There is no answer to take back.");
       else this.app.say(`Took back the answer for ${undone.id}.`);
       this.last = null;
+      this.kept = undone ?? this.kept;
       this.#accept(reply);
     }, (error) => this.app.fail(`Not undone: ${error.message}`));
   }
@@ -205,7 +230,8 @@ export class PointsMode {
   key(event) {
     if (isUndo(event) || event.key === "Backspace") this.undo();
     else if (event.key === " ") this.answer(null);
-    else if (event.key === "Enter" && !this.shown && this.app.session.can_train) this.job.start();
+    else if (event.key === "Enter" && !this.shown && !this.over.hidden) this.#begin();
+    else if (isShiftLetter(event) && event.key.toLowerCase() === "t") this.#train();
     else return this.#letter(event);
     return true;
   }
@@ -246,7 +272,7 @@ export class PointsMode {
     this.#controls(false);
     const { done, total } = this.progress;
     const all = done === total ? "All pixels are labeled" : "No further pixel can be shown";
-    this.prompt.textContent = total ? all : "No pixel is asked for";
+    this.prompt.textContent = total ? all : "No pixel is asked for yet";
     this.place.textContent = "";
     const card = total ? this.#summary(done, total) : this.#empty();
     card.append(this.job.element);
@@ -254,13 +280,35 @@ export class PointsMode {
     this.app.say(this.prompt.textContent);
   }
 
+  /** What Enter does where no pixel is shown. */
+  #begin() {
+    if (this.progress.total) this.#train();
+    else if (this.app.session.images) this.job.start("select");
+  }
+
+  #train() {
+    if (this.job.running) return;
+    this.viewer.canvas.focus({ preventScroll: true });
+    if (this.#labeled) this.job.start("next");
+    else this.app.fail("No pixel is labeled yet; there is nothing to train on.");
+  }
+
+  get #labeled() {
+    return this.statistics.answers + this.pending.size > 0;
+  }
+
+  /** The training is offered beside the pixels, for a batch of a large data set never comes to its end. */
+  #offer() {
+    this.train.hidden = this.job.running || !this.queue.length || !this.#labeled;
+  }
+
   #empty() {
     if (!this.app.session.images) {
       return notice("There are no images", ["The data set's split lists no image. Put images into it, or choose another split with --split."]);
     }
-    return notice("No pixel is asked for", [
-      "Start the program with --pixels 10 for ten random pixels per image, or with --queries FILE for the pixels that `labelwise select` has chosen.",
-    ], ...this.#train());
+    return notice("No pixel is asked for yet", [
+      "Pixels of every image are chosen: by the model, where there is one, else at random.",
+    ], button("Choose pixels", () => this.#begin(), { class: "main" }, "Enter"));
   }
 
   #summary(done, total) {
@@ -268,15 +316,9 @@ export class PointsMode {
     const speed = mean ? ` ${duration(mean)} per answer, ${(pace ?? 0).toFixed(0)} labels per minute.` : "";
     const lines = [`${done} of ${total} pixels answered. In all: ${answers} labeled, ${skipped} skipped.${speed}`];
     if (done < total) lines.push(`The other ${total - done} lie in images that cannot be read; Browse shows them (“Broken images”).`);
-    if (!this.app.session.can_train) lines.push("Every answer is on disk; the page can be closed.");
-    return notice("This batch is done", lines, ...this.#train(),
+    return notice("This batch is done", lines,
+      button("Train, then choose the next pixels", () => this.#train(), { class: "main" }, "Enter"),
       button("Take the last answer back", () => this.undo(), {}, "⌫"));
-  }
-
-  #train() {
-    return this.app.session.can_train
-      ? [button("Train, then choose the next pixels", () => this.job.start(), { class: "main" }, "Enter")]
-      : [];
   }
 
   #figures() {
