@@ -12,10 +12,11 @@ from tests.conftest import Called
 
 Call = Callable[..., Called]
 
-# Tags follow from masks.
+# Tags and points follow from masks.
 MASK_METHODS = [
     name for name in methods.METHODS if methods.load(name).card.needs.labels in ({Kind.MASKS}, {Kind.MASKS, Kind.TAGS})
 ]
+POINT_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.POINTS}]
 REFINEMENTS = ["irn", "psa"]
 TAG_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.TAGS}]
 BOX_METHODS = [name for name in methods.METHODS if methods.load(name).card.needs.labels == {Kind.BOXES}]
@@ -51,13 +52,21 @@ def test_a_card_tells_what_the_paper_does_and_how_to_run_it(call: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["--labels", "masks:1/8"], sorted([*MASK_METHODS, *TAG_METHODS])),
+        (["--labels", "masks:1/8"], sorted([*MASK_METHODS, *POINT_METHODS, *TAG_METHODS])),
+        # Clicks are masks that are silent elsewhere, for all that do not need whole ones.
+        (
+            ["--labels", "points"],
+            sorted({*MASK_METHODS, *POINT_METHODS, *TAG_METHODS} - {"adele", "irn", "mars", "psa"}),
+        ),
         (["--labels", "boxes"], sorted([*BOX_METHODS, *TAG_METHODS])),
-        (["--labels", "masks+boxes"], sorted([*MASK_METHODS, *BOX_METHODS, *TAG_METHODS, "rcnn_regions"])),
+        (
+            ["--labels", "masks+boxes"],
+            sorted([*MASK_METHODS, *BOX_METHODS, *POINT_METHODS, *TAG_METHODS, "rcnn_regions"]),
+        ),
         (["--labels", "instances"], list(methods.METHODS)),
         (["--labels", "tags"], TAG_METHODS),
         (["--labels", "none"], []),
-        (["--task", "semantic segmentation"], sorted({*MASK_METHODS, "rcnn_regions"} - {*REFINEMENTS})),
+        (["--task", "semantic segmentation"], sorted({*MASK_METHODS, *POINT_METHODS, "rcnn_regions"} - {*REFINEMENTS})),
         (["--task", "detection"], ["fast_rcnn", "faster_rcnn", "rcnn"]),
         (["--task", "instance segmentation"], ["ese_seg"]),
         (["--task", "localisation"], ["bas", "cam", "w_ood"]),

@@ -76,7 +76,7 @@ def test_clicks_that_are_fewer_than_asked_for_are_told(
     # The scenes come with a click for each object, and the note is written once for each text.
     tiny_run("supervised", shapes_folder, tmp_path / "run", labels="points:97", steps=1)
     said = " ".join(capsys.readouterr().err.split())
-    assert "note: --labels points:97: 'train_0000" in said and "other images may have as few; all of them count" in said
+    assert "note: --labels points:97: 'train_0000" in said and "others may have as few; all of them count" in said
 
 
 def test_every_click_counts_even_between_the_points_of_a_score_map(shapes_folder: Path, tmp_path: Path) -> None:

@@ -75,12 +75,13 @@ class AnnotationSession:
         self._lock = RLock()
         self._stop = Event()
         self._tabs = OpenTabs()
-        self._desk = Desk(dataset, folder)
-        self._listing = ImageListing(self.ids, self._desk.store, self._desk.gallery)
         self._predictions: LabelFiles | None = None
         if predictions is not None:
             self.load_predictions(predictions)
         file = EMPTY if queries is None else read_queries(queries)
+        # Last, because it keeps other sessions out of the folder.
+        self._desk = Desk(dataset, folder)
+        self._listing = ImageListing(self.ids, self._desk.store, self._desk.gallery)
         self._points = PointQuestions(self._desk, self._listing, self._known, file)
 
     def close(self) -> None:
