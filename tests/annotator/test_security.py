@@ -283,6 +283,7 @@ def test_the_bound_of_packed_bytes_holds_for_noise() -> None:
         gzip.compress(b"0123456789") + b"more",
         gzip.compress(b"01234") + gzip.compress(b"56789"),
     ],
+    ids=["nothing", "text", "as it is", "zlib", "short", "long", "cut off", "wrong sum", "more behind", "two members"],
 )
 def test_a_body_that_does_not_unpack_to_the_right_size_is_refused(packed: bytes) -> None:
     with pytest.raises(ValueError, match=r"cannot be unpacked|does not unpack to exactly 10 bytes"):

@@ -221,6 +221,7 @@ def test_a_mask_is_stored_and_given_back(client: Client, dataset: VOC) -> None:
         (gzip.compress(bytes(1_000_000)), 400),
         (bytes(HEIGHT * WIDTH * 2 + 1024), 413),
     ],
+    ids=["narrow", "wide", "unknown class", "cut off", "nothing", "not packed", "a bomb", "too long"],
 )
 def test_a_mask_of_another_size_or_content_is_refused(client: Client, dataset: VOC, body: bytes, status: int) -> None:
     before = (dataset.root / f"SegmentationClass/{FIRST}.png").read_bytes()
