@@ -101,7 +101,9 @@ class Curves:
     def report(self) -> None:
         """Write the table and the figure of all that is finished."""
         scores = {how: self.scores(how) for how in (MARGIN, RANDOM, DENSE)}
-        said = {"data": self.data.name, "options": list(self.options), "scores": scores, "rounds": self._rounds()}
+        # Where files lie is of no interest to whoever reads the results.
+        options = [Path(word).name if Path(word).is_file() else word for word in self.options]
+        said = {"data": self.data.name, "options": options, "scores": scores, "rounds": self._rounds()}
         atomic_write(self.out / "pixelpick.json", json.dumps(said, indent=2))
         atomic_write(self.out / "pixelpick.md", table(scores, self.budgets))
         draw(scores, self.data.name, self.out / "pixelpick.png")
