@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from torchvision import tv_tensors
 
 from labelwise.datasets.base import Classes
 from labelwise.datasets.derive import (
@@ -16,7 +17,9 @@ from labelwise.datasets.derive import (
     sparse_mask,
     tags_of_labels,
     tags_of_mask,
+    with_derived,
 )
+from labelwise.samples import Kind, Sample
 
 CLASSES = Classes(("background", "a", "b", "c"))
 MASKS = arrays.arrays(
@@ -75,3 +78,16 @@ def test_an_object_has_the_class_of_most_of_its_labeled_pixels() -> None:
     mask = np.array([[0, 0, 255, 3, 2, 0, 1]], np.uint8)
     numbers, labels = instance_labels(objects, mask, CLASSES)
     assert numbers.tolist() == [1, 2, 7] and labels.tolist() == [3, 2, -1]
+
+
+def test_whole_outlines_make_the_mask_where_there_are_clicks_as_well() -> None:
+    sample = Sample(
+        id="a",
+        image=tv_tensors.Image(torch.zeros(3, 2, 2, dtype=torch.uint8)),
+        instances=tv_tensors.Mask(torch.tensor([[[True, True], [False, False]]])),
+        instance_labels=torch.tensor([2]),
+        points=tv_tensors.KeyPoints(torch.tensor([[1.0, 0.0]]), canvas_size=(2, 2)),
+        point_labels=torch.tensor([2]),
+    )
+    mask = with_derived(sample, {Kind.MASKS}, CLASSES).mask
+    assert mask is not None and mask.tolist() == [[2, 2], [0, 0]]

@@ -86,10 +86,8 @@ def with_derived(sample: Sample, kinds: Collection[Kind], classes: Classes) -> S
 
     Points tell a mask that is 255 everywhere else.
     """
-    if Kind.MASKS in kinds and sample.mask is None and sample.points is not None and sample.point_labels is not None:
-        size = (sample.image.shape[-2], sample.image.shape[-1])
-        mask = sparse_mask(sample.points.as_subclass(Tensor), sample.point_labels, size)
-        sample = replace(sample, mask=tv_tensors.Mask(mask))
+    if Kind.MASKS in kinds and sample.instances is None:
+        sample = with_sparse_mask(sample)
     if Kind.TAGS in kinds and sample.tags is None and sample.mask is not None:
         sample = replace(sample, tags=tags_of_mask(sample.mask, classes))
     instances, labels = sample.instances, sample.instance_labels
@@ -108,6 +106,15 @@ def with_derived(sample: Sample, kinds: Collection[Kind], classes: Classes) -> S
         difficult = torch.zeros(len(labels), dtype=torch.bool)
         sample = replace(sample, boxes=boxes, box_labels=labels, difficult=difficult)
     return sample
+
+
+def with_sparse_mask(sample: Sample) -> Sample:
+    """The sample with a mask that knows its points alone, if it has points and no mask."""
+    if sample.mask is not None or sample.points is None or sample.point_labels is None:
+        return sample
+    size = (sample.image.shape[-2], sample.image.shape[-1])
+    mask = sparse_mask(sample.points.as_subclass(Tensor), sample.point_labels, size)
+    return replace(sample, mask=tv_tensors.Mask(mask))
 
 
 def tags_of_labels(labels: Tensor, classes: Classes, difficult: Tensor | None = None) -> Tensor:

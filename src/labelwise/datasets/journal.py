@@ -253,11 +253,9 @@ def measured_costs(root: Path) -> dict[Kind, Measured]:
     Raises:
         BadFile: the journal cannot be read.
     """
-    path = root / FOLDER / JOURNAL
     tally = Tally()
-    if path.exists():
-        for entry in read_journal(path):
-            tally.add(entry)
+    for entry in _answers(root):
+        tally.add(entry)
     return tally.measured()
 
 
@@ -273,9 +271,8 @@ def skipped_pixels(root: Path) -> dict[str, list[tuple[int, int]]]:
     Raises:
         BadFile: the journal cannot be read.
     """
-    path = root / FOLDER / JOURNAL
     skipped: dict[int, tuple[str, int, int]] = {}
-    for entry in read_journal(path) if path.exists() else ():
+    for entry in _answers(root):
         if entry.undone is not None:
             skipped.pop(entry.undone, None)
         elif entry.skipped:
@@ -284,6 +281,13 @@ def skipped_pixels(root: Path) -> dict[str, list[tuple[int, int]]]:
     for id, x, y in skipped.values():
         found.setdefault(id, []).append((x, y))
     return found
+
+
+def _answers(root: Path) -> Iterator[Entry]:
+    """The journal of a data set; nothing where nobody has labelled it in the browser."""
+    path = root / FOLDER / JOURNAL
+    if path.exists():
+        yield from read_journal(path)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor
 from torchvision import tv_tensors
 
-from labelwise.datasets.derive import sparse_mask
+from labelwise.datasets.derive import with_sparse_mask
 from labelwise.errors import UserError, require_at_least, require_share
 from labelwise.models.acquisition import SHARE, Choice, Strategy
 from labelwise.samples import Sample, Views
@@ -88,8 +87,6 @@ class ClickView:
 
 def _with_mask(sample: Sample) -> Sample:
     """The sample with its clicks as a mask, if it has no mask."""
-    if sample.mask is not None or sample.points is None or sample.point_labels is None:
+    if sample.mask is not None:
         return sample
-    size = (sample.image.shape[-2], sample.image.shape[-1])
-    mask = tv_tensors.Mask(sparse_mask(sample.points.as_subclass(Tensor), sample.point_labels, size))
-    return replace(sample, mask=mask, points=None, point_labels=None)
+    return replace(with_sparse_mask(sample), points=None, point_labels=None)

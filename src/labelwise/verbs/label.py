@@ -13,15 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from labelwise.datasets.journal import FOLDER
 from labelwise.datasets.voc import VOC
 from labelwise.errors import UserError, did_you_mean, require_at_least
 from labelwise.files import atomic_write
 from labelwise.hardware import Hardware
 from labelwise.samples import Kind
 from labelwise.verbs.labelling_folder import labelling_folder
-
-WORKPLACE = "Labelling"
-"""The folder within the data set's that holds everything of the labelling that is no label."""
 
 _METHOD = "pixelpick"
 
@@ -87,7 +85,7 @@ def label(
         dataset = labelling_folder(Path(data), out, classes, background)
         if run is not None:
             _require_fitting(run, dataset)
-        folder = dataset.root / WORKPLACE
+        folder = dataset.root / FOLDER
         asked, shown = queries or _existing(folder / QUERIES), _existing(folder / PREDICTIONS)
         session = AnnotationSession(dataset, split, folder, queries=asked, predictions=shown)
         if queries is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from labelwise import datasets
 from labelwise.datasets.base import DataSet
+from labelwise.datasets.derive import sparse_mask
 from labelwise.datasets.journal import skipped_pixels
 from labelwise.datasets.queries import Query, QueryFile, read_queries, write_queries
 from labelwise.datasets.voc import VOC
@@ -21,7 +22,7 @@ from labelwise.errors import BadFile, UserError, require_at_least
 from labelwise.hardware import Hardware
 from labelwise.models.acquisition import LARGEST, SHARE, Choice, Strategy, select_pixels, vote
 from labelwise.progress import watched
-from labelwise.samples import Kind, Sample
+from labelwise.samples import IGNORE_INDEX, Kind, Sample
 from labelwise.tasks.acquisition import AcquisitionConfig
 from labelwise.tasks.segmentation import SegmentationMethod
 from labelwise.verbs.outputs import Output
@@ -223,10 +224,8 @@ def select(
 
 def occupied(points: Tensor, size: tuple[int, int]) -> Tensor:
     """The pixels on which there are points. [P, 2] (x, y) -> [H, W] bool."""
-    taken = torch.zeros(size, dtype=torch.bool)
-    columns, rows = points.as_subclass(Tensor).long().unbind(1)
-    taken[rows, columns] = True
-    return taken
+    labels = torch.zeros(len(points), dtype=torch.int64)
+    return sparse_mask(points.as_subclass(Tensor), labels, size) != IGNORE_INDEX
 
 
 def _query(picker: Picker, sample: Sample, pixels: int, skipped: Sequence[tuple[int, int]]) -> Query:
